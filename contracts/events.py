@@ -1,0 +1,230 @@
+"""The events: each type's data, its schema_version, and who may write it.
+
+Owns the registry of event types. A type marked later is a reserved name: nobody publishes it, a reader parks it. Must
+never hold a default that a writer did not send: what is absent stays absent in the stored bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from contracts.base import Contract, Key, ModelName, Text, Uuid
+from contracts.errors import ContractError, FailureCode
+
+# 31 bits: what every model server takes as a seed.
+MAX_SEED = 2**31 - 1
+
+
+class Options(Contract):
+    """Sampling options of one send. Anything else is refused: an option that is ignored is a lie to its sender."""
+
+    temperature: Annotated[float, Field(ge=0, le=2, strict=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, strict=False)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    stop: Annotated[list[Annotated[Text, Field(min_length=1, max_length=100)]], Field(max_length=8)] | None = None
+
+
+class Usage(Contract):
+    """Token counts as the model server gave them; a count that it did not give is absent, not zero."""
+
+    prompt_tokens: Annotated[int, Field(ge=0)] | None = None
+    completion_tokens: Annotated[int, Field(ge=0)] | None = None
+    cached_tokens: Annotated[int, Field(ge=0)] | None = None
+
+
+class SessionStarted(Contract):
+    """A session began, or began again after a delete. Written by a gateway."""
+
+    name: Key | None = None
+    title: Annotated[Text, Field(max_length=200)] | None = None
+    model: ModelName | None = None
+    system: Annotated[Text, Field(max_length=100_000)] | None = None
+
+
+class SessionRenamed(Contract):
+    """The session's title changed. Written by a gateway."""
+
+    title: Annotated[Text, Field(max_length=200)]
+
+
+class UserMessageSubmitted(Contract):
+    """A user said something, which opens a turn. Written by a gateway.
+
+    parent_id left out: the session's head when it is recorded; null: a new root; an id: an answer of this session.
+    """
+
+    message_id: Uuid
+    answer_id: Uuid
+    parent_id: Uuid | None = None
+    text: Text
+    model: ModelName | None = None
+    options: Options | None = None
+    on_busy: Literal["queue"] | None = None
+
+
+class CancelRequested(Contract):
+    """A user stopped a turn (turn_id in the envelope). Written by a gateway."""
+
+
+class TurnClaimed(Contract):
+    """A worker asks to run a turn. A request: never logged, answered on chat.turn. Written by inference."""
+
+    run: Uuid
+
+
+class AnswerCompleted(Contract):
+    """The answer is whole, by the model server's own word. Terminal. Written by inference."""
+
+    attempt: Annotated[int, Field(ge=1)]
+    end: Literal["stop", "length"]
+    last_index: Annotated[int, Field(ge=0)]
+    text: Text
+    thinking: Text | None = None
+    usage: Usage
+    model: ModelName
+
+
+class AnswerFailed(Contract):
+    """The turn ended without a whole answer. Terminal. Written by inference, or by history where no worker ends it."""
+
+    attempt: Annotated[int, Field(ge=0)]
+    code: FailureCode
+    last_index: Annotated[int, Field(ge=0)]
+    text: Text | None = None
+    thinking: Text | None = None
+    usage: Usage | None = None
+    model: ModelName | None = None
+
+
+class AnswerCancelled(Contract):
+    """The turn was stopped; text holds what was kept of it. Terminal. Written by inference, or by history."""
+
+    attempt: Annotated[int, Field(ge=0)]
+    code: Literal["cancelled"]
+    last_index: Annotated[int, Field(ge=0)]
+    text: Text | None = None
+    thinking: Text | None = None
+    usage: Usage | None = None
+    model: ModelName | None = None
+
+
+class Budget(Contract):
+    """What the context was allowed and is estimated to take, in tokens; reserve is kept free for the answer."""
+
+    tokens: Annotated[int, Field(ge=1)]
+    reserve: Annotated[int, Field(ge=0)]
+    estimated: Annotated[int, Field(ge=0)]
+
+
+class ContextAssembled(Contract):
+    """What the model is shown for one turn: the receipt. Written by history alone.
+
+    system: the prompt's text, left out where the session's previous context had the same. message_ids in prompt order.
+    """
+
+    purpose: Literal["answer"]
+    model: ModelName
+    system: Text | None = None
+    message_ids: list[Uuid]
+    left_out: Annotated[int, Field(ge=0)]
+    options: Options
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    budget: Budget
+    rendered_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class AnswerStarted(Contract):
+    """A worker's run was given the turn as this attempt. It resets the answer's text. Written by history alone."""
+
+    run: Uuid
+    attempt: Annotated[int, Field(ge=1)]
+
+
+EventData = (
+    SessionStarted
+    | SessionRenamed
+    | UserMessageSubmitted
+    | CancelRequested
+    | TurnClaimed
+    | AnswerCompleted
+    | AnswerFailed
+    | AnswerCancelled
+    | ContextAssembled
+    | AnswerStarted
+)
+
+# type -> (schema_version, shape). A type whose shape changes gains a version here and an upcaster from the old one.
+REGISTRY: dict[str, tuple[int, type[EventData]]] = {
+    "session_started": (1, SessionStarted),
+    "session_renamed": (1, SessionRenamed),
+    "user_message_submitted": (1, UserMessageSubmitted),
+    "cancel_requested": (1, CancelRequested),
+    "turn_claimed": (1, TurnClaimed),
+    "context_assembled": (1, ContextAssembled),
+    "answer_started": (1, AnswerStarted),
+    "answer_completed": (1, AnswerCompleted),
+    "answer_failed": (1, AnswerFailed),
+    "answer_cancelled": (1, AnswerCancelled),
+}
+
+# Names that are taken: their shapes come with the issue that first writes them; until then a reader parks them.
+RESERVED: frozenset[str] = frozenset(
+    {
+        "session_configured",
+        "session_cleared",
+        "session_archived",
+        "session_unarchived",
+        "session_deleted",
+        "session_restored",
+        "session_expired",
+        "session_forked",
+        "session_imported",
+        "session_read",
+        "head_moved",
+        "regeneration_requested",
+        "session_titled",
+        "summary_written",
+        "topic_shifted",
+    }
+)
+
+TERMINALS: frozenset[str] = frozenset({"answer_completed", "answer_failed", "answer_cancelled"})
+
+# What each writer may publish to the intake; history writes the rest, straight to the log.
+GATEWAY_WRITES: frozenset[str] = frozenset(
+    {"session_started", "session_renamed", "user_message_submitted", "cancel_requested"}
+)
+INFERENCE_WRITES: frozenset[str] = frozenset({"turn_claimed", *TERMINALS})
+HISTORY_WRITES: frozenset[str] = frozenset({"context_assembled", "answer_started", "answer_failed", "answer_cancelled"})
+
+# Events that sessions' lists are made of: they are also told on the user's own feed.
+SESSION_EVENTS: frozenset[str] = frozenset({"session_started", "session_renamed"})
+
+_TURNLESS = SESSION_EVENTS
+
+
+def shape_of(event_type: str) -> type[EventData]:
+    """The newest data model of a type. Raises ContractError(event_parked) for a type that is not known."""
+    return _entry(event_type)[1]
+
+
+def schema_version_of(event_type: str) -> int:
+    """The schema_version that writers of this type write today."""
+    return _entry(event_type)[0]
+
+
+def needs_turn(event_type: str) -> bool:
+    """Whether the envelope of this type must carry a turn_id."""
+    return event_type not in _TURNLESS
+
+
+def _entry(event_type: str) -> tuple[int, type[EventData]]:
+    found = REGISTRY.get(event_type)
+    if found is None:
+        known = "reserved for later" if event_type in RESERVED else "unknown"
+        raise ContractError("event_parked", f"{known} event type")
+    return found
