@@ -1,0 +1,221 @@
+"""The bus: every service's one connection to NATS, with each option said and none left to a library's default.
+
+Owns connecting (reconnect for ever), durable publishes with their three endings, requests, live publishes, and telling
+who asked that the connection was cut or that frames were dropped. A request on this connection is the barrier after a
+subscribe; a flush is not (a PING overtakes the SUB in nats-py's buffer: measured). Must never know a payload's meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+import structlog
+from faststream.nats import NatsBroker
+from faststream.security import SASLPlaintext
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+
+log = structlog.get_logger(__name__)
+
+Hook = Callable[[], Awaitable[None]]
+Handler = Callable[[Msg], Awaitable[None]]
+
+# A dead peer is noticed after two unanswered pings; nats-py's own 120 s would be minutes.
+PING_INTERVAL_S = 5
+PINGS_OUT = 2
+CONNECT_TIMEOUT_S = 2
+RECONNECT_WAIT_S = 0.25
+DRAIN_TIMEOUT_S = 5
+# What waits in memory while the connection is down. Live frames are not sent then, so little is needed.
+PENDING_BYTES = 2 * 1024 * 1024
+# A subscription's own backlog: beyond it nats-py drops and reports a slow consumer, which we count as a gap.
+SUBSCRIPTION_PENDING_MESSAGES = 64 * 1024
+SUBSCRIPTION_PENDING_BYTES = 64 * 1024 * 1024
+# JetStream's error code for a publish that a stream's limits refuse; which limit is only in the text (measured).
+LIMITS_ERR_CODE = 10077
+
+
+class NotSent(Exception):
+    """Nothing left this process, or the server said no: the message is certainly not stored."""
+
+
+class NoAnswer(Exception):
+    """It was sent and no answer came: whether it is stored is not known."""
+
+
+class AlreadyQueued(Exception):
+    """The subject holds a message already (discard new per subject)."""
+
+
+class TooLarge(NotSent):
+    """The payload is over the server's limit: it will never be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class BusAddress:
+    """Where the server is and who we are there."""
+
+    url: str
+    user: str
+    password: str
+
+
+class Bus:
+    """One connection. `broker` is FastStream's, for typed handlers; `client` is nats-py's, for the hot loops."""
+
+    def __init__(self, address: BusAddress, name: str) -> None:
+        self._after_reconnect: list[Hook] = []
+        self._after_drop: list[Hook] = []
+        self._generation = 0
+        self.broker = NatsBroker(
+            address.url,
+            name=name,
+            security=SASLPlaintext(address.user, address.password) if address.user else None,
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # a float works: it is only slept
+            connect_timeout=CONNECT_TIMEOUT_S,
+            ping_interval=PING_INTERVAL_S,
+            max_outstanding_pings=PINGS_OUT,
+            drain_timeout=DRAIN_TIMEOUT_S,
+            pending_size=PENDING_BYTES,
+            dont_randomize=True,
+            no_echo=False,
+            pedantic=False,
+            verbose=False,
+            graceful_timeout=DRAIN_TIMEOUT_S,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnect,
+            reconnected_cb=self._on_reconnect,
+            logger=None,
+        )
+
+    @property
+    def client(self) -> Client:
+        return self.broker.connection
+
+    @property
+    def connected(self) -> bool:
+        client = self.broker._connection
+        return client is not None and client.is_connected
+
+    @property
+    def generation(self) -> int:
+        """Counts reconnects: an answer asked for in an older generation may hide what was lost between."""
+        return self._generation
+
+    def jetstream(self, timeout_s: float = 5.0) -> JetStreamContext:
+        return self.client.jetstream(timeout=timeout_s)
+
+    def after_reconnect(self, hook: Hook) -> None:
+        """hook runs after each reconnect: whatever went over core NATS meanwhile is lost."""
+        self._after_reconnect.append(hook)
+
+    def after_drop(self, hook: Hook) -> None:
+        """hook runs when a subscription of ours was too slow and frames were dropped: the same as a gap."""
+        self._after_drop.append(hook)
+
+    async def connect(self) -> None:
+        """Connect; tries for ever, since a service may be started before its server."""
+        await self.broker.connect()
+
+    async def start(self) -> None:
+        """Connect, and start FastStream's handlers."""
+        await self.broker.start()
+
+    async def stop(self) -> None:
+        """Drain and close; never waits longer than the drain's bound."""
+        if self.connected:
+            await self.broker.stop()
+        elif self.broker._connection is not None:
+            await self.client.close()
+
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
+        """handler is called for one message after the other."""
+        return await self.client.subscribe(
+            subject,
+            queue=queue,
+            cb=handler,
+            pending_msgs_limit=SUBSCRIPTION_PENDING_MESSAGES,
+            pending_bytes_limit=SUBSCRIPTION_PENDING_BYTES,
+        )
+
+    async def publish_live(self, subject: str, payload: bytes, reply: str = "") -> bool:
+        """Publish on core NATS, at most once. False: not connected, so it was not sent (nor buffered to come late)."""
+        if not self.connected:
+            return False
+        try:
+            await self.client.publish(subject, payload, reply=reply)
+        except (nats.errors.Error, OSError):
+            return False
+        return True
+
+    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
+        """Ask on core NATS. Raises NotSent (not connected, nobody listens) or NoAnswer."""
+        if not self.connected:
+            raise NotSent("not connected")
+        try:
+            reply = await self.client.request(subject, payload, timeout=timeout_s)
+        except nats.errors.NoRespondersError as error:
+            raise NotSent("nobody answers there") from error
+        except nats.errors.MaxPayloadError as error:
+            raise TooLarge("over the server's payload limit") from error
+        except (nats.errors.Error, OSError) as error:
+            raise NoAnswer("no answer in time") from error
+        return reply.data
+
+    async def publish_durable(
+        self, stream: str, subject: str, payload: bytes, headers: dict[str, str] | None, timeout_s: float
+    ) -> int:
+        """Publish to a stream; the returned sequence means that it is stored and synced.
+
+        Raises NotSent, TooLarge, AlreadyQueued or NoAnswer.
+        """
+        if not self.connected:
+            raise NotSent("not connected")
+        try:
+            ack = await self.jetstream(timeout_s).publish(
+                subject, payload, timeout=timeout_s, stream=stream, headers=_copy(headers)
+            )
+        except nats.errors.MaxPayloadError as error:
+            raise TooLarge("over the server's payload limit") from error
+        except nats.js.errors.NoStreamResponseError as error:
+            raise NotSent("no stream takes this subject") from error
+        except nats.js.errors.APIError as error:
+            if error.err_code == LIMITS_ERR_CODE and "per subject" in (error.description or ""):
+                raise AlreadyQueued(subject) from error
+            raise NotSent(f"refused by the stream: {error.description}") from error
+        except (nats.errors.Error, OSError) as error:
+            raise NoAnswer("no acknowledgement in time") from error
+        return ack.seq
+
+    async def _on_error(self, error: Exception) -> None:
+        if isinstance(error, nats.errors.SlowConsumerError):
+            log.warning("bus_dropped_frames", subject=error.subject)
+            await _run_all(self._after_drop)
+        else:
+            log.warning("bus_error", error=type(error).__name__)
+
+    async def _on_disconnect(self) -> None:
+        log.warning("bus_disconnected")
+
+    async def _on_reconnect(self) -> None:
+        self._generation += 1
+        log.info("bus_reconnected", generation=self._generation)
+        await _run_all(self._after_reconnect)
+
+
+async def _run_all(hooks: list[Hook]) -> None:
+    for hook in hooks:
+        await hook()
+
+
+def _copy(headers: dict[str, str] | None) -> dict[str, Any] | None:
+    """nats-py writes its own header into the dict that it is given."""
+    return dict(headers) if headers is not None else None
