@@ -6,13 +6,17 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
 POLL_EVERY_S = 0.02
 
 
+@overload
+async def eventually(check: Callable[[], Awaitable[T]], *, reason: str, timeout_s: float = ...) -> T: ...
+@overload
+async def eventually(check: Callable[[], T], *, reason: str, timeout_s: float = ...) -> T: ...
 async def eventually(check: Callable[[], T | Awaitable[T]], *, reason: str, timeout_s: float = 10.0) -> T:
     """The first truthy value of check(), which may be async.
 
