@@ -1,0 +1,206 @@
+"""Beside the road (core): which request meets which fault, which script, and what each fault is.
+
+It owns the vocabulary of the control plane and the counting (the nth request of a model, a wire or a marker in the
+prompt). It must never act: the wires and the generation do what is planned here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Wire = Literal["ollama", "openai"]
+Route = Literal["chat", "root", "version", "tags", "ps", "show", "models"]
+FaultKind = Literal[
+    "status", "hang", "error_line", "clean_end", "reset", "cut", "stall", "drip", "split", "dialect",
+    "kill_runner", "stop_runner",
+]  # fmt: skip
+
+STRIKES: Final = ("error_line", "clean_end", "reset", "cut", "stall", "kill_runner", "stop_runner")
+"""Faults that strike at a point of the answer: `after` so many pieces."""
+
+BUSY: Final = "server busy, please try again.  maximum pending requests exceeded"
+RUNNER_LOST: Final = "an error was encountered while running the model: unexpected EOF"
+
+STATUS_ROWS: Final[dict[str, tuple[int, str, str]]] = {
+    "bad_request": (400, "application/json; charset=utf-8", '{"error":"invalid model name"}'),
+    "nested_400": (
+        400,
+        "application/json",
+        '{"error":"{\\"error\\":{\\"code\\":400,\\"message\\":\\"request (42947 tokens) exceeds the available context '
+        'size (8192 tokens), try increasing it\\",\\"type\\":\\"exceed_context_size_error\\",'
+        '\\"n_prompt_tokens\\":42947,\\"n_ctx\\":8192}}"}',
+    ),
+    "unauthorized": (401, "application/json; charset=utf-8", '{"error":"unauthorized"}'),
+    "forbidden": (403, "", ""),
+    "not_found": (404, "application/json; charset=utf-8", '{"error":"model \'gone\' not found"}'),
+    "no_route": (404, "text/plain", "404 page not found"),
+    "no_method": (405, "text/plain", "405 method not allowed"),
+    "too_many": (429, "application/json; charset=utf-8", '{"error":"rate limit exceeded"}'),
+    "canceled": (499, "application/json; charset=utf-8", '{"error":"request canceled"}'),
+    "runner_stopped": (
+        500,
+        "application/json; charset=utf-8",
+        '{"error":"model runner has unexpectedly stopped, this may be due to resource limitations or an internal '
+        'error, check ollama server logs for details"}',
+    ),
+    "runner_exit": (
+        500,
+        "application/json; charset=utf-8",
+        '{"error":"llama-server process has terminated: exit status 2"}',
+    ),
+    "load_timeout": (
+        500,
+        "application/json; charset=utf-8",
+        '{"error":"timed out waiting for llama-server to start - "}',
+    ),
+    "panic": (500, "", ""),
+    "proxy_502": (
+        502,
+        "text/html",
+        "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>",
+    ),
+    "busy": (503, "application/json; charset=utf-8", f'{{"error":"{BUSY}"}}'),
+    "proxy_504": (504, "text/html", "<html><body><h1>504 Gateway Time-out</h1></body></html>"),
+}
+"""Answers before a stream, by name: status, Content-Type and body as an Ollama or a proxy before one sends them."""
+
+
+class Dialect(BaseModel):
+    """How a server that speaks OpenAI's API differs from the next one; the defaults are llama.cpp's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    headers: Literal["slot", "arrival", "first_piece"] = "slot"
+    reasoning: Literal["reasoning_content", "reasoning"] = "reasoning_content"
+    usage: Literal["asked", "always", "never"] = "asked"
+    finish_reason: bool = True
+    done_marker: bool = True
+    tail: Literal["none", "empty_choices", "no_choices"] = "none"
+    comment: str | None = None
+    unknown_model: Literal["refuse", "serve"] = "refuse"
+
+
+class Match(BaseModel):
+    """Whom it meets: from the nth request that fits, so many times (None: always)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    wire: Wire | None = None
+    route: Route = "chat"
+    model: str | None = None
+    marker: str | None = None
+    nth: Annotated[int, Field(ge=1)] = 1
+    times: Annotated[int, Field(ge=1)] | None = 1
+
+    def fits(self, asked: Asked) -> bool:
+        return (
+            self.route == asked.route
+            and self.wire in (None, asked.wire)
+            and self.model in (None, asked.model)
+            and (self.marker is None or self.marker in asked.prompt)
+        )
+
+
+class Fault(Match):
+    """One fault. `after`: pieces sent before it strikes; None: before any header."""
+
+    kind: FaultKind
+    after: Annotated[int, Field(ge=0)] | None = 0
+    seconds: Annotated[float, Field(ge=0)] | None = None
+    row: str | None = None
+    status: Annotated[int, Field(ge=200, le=599)] | None = None
+    headers: dict[str, str] = {}
+    body: str | None = None
+    text: str = "an error was encountered while running the model: unexpected EOF"
+    form: Literal["object", "string"] = "object"
+    size: Annotated[int, Field(ge=1)] = 1
+    dialect: Dialect | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Fault:
+        if self.kind == "status" and self.row is None and self.status is None:
+            raise ValueError("a status fault needs a row or a status")
+        if self.row is not None and self.row not in STATUS_ROWS:
+            raise ValueError(f"unknown row {self.row}; known: {', '.join(STATUS_ROWS)}")
+        if self.kind == "dialect" and self.dialect is None:
+            raise ValueError("a dialect fault needs its dialect")
+        if self.after is None and self.kind in ("error_line", "clean_end"):
+            raise ValueError(f"{self.kind} comes after the headers")
+        return self
+
+
+class Script(Match):
+    """An answer told word for word: each string is one piece, and one token."""
+
+    pieces: tuple[str, ...] = ()
+    thinking: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as faults see it."""
+
+    wire: Wire
+    route: Route
+    model: str = ""
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one request will meet."""
+
+    faults: tuple[Fault, ...] = ()
+    script: Script | None = None
+
+    def first(self, kind: FaultKind) -> Fault | None:
+        return next((fault for fault in self.faults if fault.kind == kind), None)
+
+    @property
+    def dialect(self) -> Dialect:
+        fault = self.first("dialect")
+        return fault.dialect if fault and fault.dialect else Dialect()
+
+    def strikes_at(self, pieces: int | None) -> Sequence[Fault]:
+        """The faults that strike now: after so many pieces, or (None) before any header."""
+        return [fault for fault in self.faults if fault.kind in STRIKES and fault.after == pieces]
+
+
+class FaultBook:
+    """All that is planned, in the order in which it was asked for, with its counts."""
+
+    def __init__(self) -> None:
+        self._faults: list[tuple[Fault, _Count]] = []
+        self._scripts: list[tuple[Script, _Count]] = []
+
+    def add(self, fault: Fault) -> None:
+        self._faults.append((fault, _Count()))
+
+    def add_script(self, script: Script) -> None:
+        self._scripts.append((script, _Count()))
+
+    def clear(self) -> None:
+        self._faults.clear()
+        self._scripts.clear()
+
+    def plan(self, asked: Asked) -> Plan:
+        """What this request meets; asking counts it, so ask once a request."""
+        faults = tuple(fault for fault, count in self._faults if fault.fits(asked) and count.meets(fault))
+        scripts = [script for script, count in self._scripts if script.fits(asked) and count.meets(script)]
+        return Plan(faults, scripts[0] if scripts else None)
+
+
+@dataclass
+class _Count:
+    seen: int = 0
+    met: int = 0
+
+    def meets(self, match: Match) -> bool:
+        self.seen += 1
+        due = self.seen >= match.nth and (match.times is None or self.met < match.times)
+        self.met += due
+        return due

@@ -1,0 +1,39 @@
+"""Beside the road (core): which Host and Origin a listener of the stand-in serves: Ollama's own rule.
+
+It owns the allow-list that keeps a web page from reaching the stand-in by DNS rebinding or from another origin. It
+must never trust a name that a stranger can make resolve to this machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+from urllib.parse import urlsplit
+
+LOCAL_SUFFIXES: Final = (".localhost", ".local", ".internal")
+"""Names that no public DNS hands out; Ollama serves them too."""
+
+LOCAL_ORIGINS: Final = ("localhost", "127.0.0.1", "0.0.0.0")
+APP_SCHEMES: Final = ("app", "file", "tauri", "vscode-webview", "vscode-file")
+
+
+def host_allowed(host: str | None) -> bool:
+    """True for an empty Host, localhost, an IP address, or a name under a local suffix; ports do not matter."""
+    if not host:
+        return True
+    name = (urlsplit(f"//{host}").hostname or "").lower()
+    if name == "localhost" or name.endswith(LOCAL_SUFFIXES):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def origin_allowed(origin: str | None) -> bool:
+    """True where there is no Origin (no web page asks), for pages served from this machine, and for desktop apps."""
+    if origin is None:
+        return True
+    parts = urlsplit(origin)
+    return parts.scheme in APP_SCHEMES or (parts.scheme in ("http", "https") and parts.hostname in LOCAL_ORIGINS)
