@@ -25,48 +25,40 @@ STRIKES: Final = ("error_line", "clean_end", "reset", "cut", "stall", "kill_runn
 BUSY: Final = "server busy, please try again.  maximum pending requests exceeded"
 RUNNER_LOST: Final = "an error was encountered while running the model: unexpected EOF"
 
-STATUS_ROWS: Final[dict[str, tuple[int, str, str]]] = {
-    "bad_request": (400, "application/json; charset=utf-8", '{"error":"invalid model name"}'),
-    "nested_400": (
-        400,
-        "application/json",
-        '{"error":"{\\"error\\":{\\"code\\":400,\\"message\\":\\"request (42947 tokens) exceeds the available context '
-        'size (8192 tokens), try increasing it\\",\\"type\\":\\"exceed_context_size_error\\",'
-        '\\"n_prompt_tokens\\":42947,\\"n_ctx\\":8192}}"}',
-    ),
-    "unauthorized": (401, "application/json; charset=utf-8", '{"error":"unauthorized"}'),
-    "forbidden": (403, "", ""),
-    "not_found": (404, "application/json; charset=utf-8", '{"error":"model \'gone\' not found"}'),
-    "no_route": (404, "text/plain", "404 page not found"),
-    "no_method": (405, "text/plain", "405 method not allowed"),
-    "too_many": (429, "application/json; charset=utf-8", '{"error":"rate limit exceeded"}'),
-    "canceled": (499, "application/json; charset=utf-8", '{"error":"request canceled"}'),
-    "runner_stopped": (
-        500,
-        "application/json; charset=utf-8",
-        '{"error":"model runner has unexpectedly stopped, this may be due to resource limitations or an internal '
-        'error, check ollama server logs for details"}',
-    ),
-    "runner_exit": (
-        500,
-        "application/json; charset=utf-8",
-        '{"error":"llama-server process has terminated: exit status 2"}',
-    ),
-    "load_timeout": (
-        500,
-        "application/json; charset=utf-8",
-        '{"error":"timed out waiting for llama-server to start - "}',
-    ),
-    "panic": (500, "", ""),
-    "proxy_502": (
-        502,
-        "text/html",
-        "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>",
-    ),
-    "busy": (503, "application/json; charset=utf-8", f'{{"error":"{BUSY}"}}'),
-    "proxy_504": (504, "text/html", "<html><body><h1>504 Gateway Time-out</h1></body></html>"),
+NESTED: Final = (
+    '{"error":{"code":400,"message":"request (42947 tokens) exceeds the available context size (8192 tokens), try '
+    'increasing it","type":"exceed_context_size_error","n_prompt_tokens":42947,"n_ctx":8192}}'
+)
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """An answer instead of a stream. `text` is an error's message in the wire's own JSON, unless a type is given."""
+
+    status: int
+    text: str
+    content_type: str | None = None
+
+
+STATUS_ROWS: Final[dict[str, StatusRow]] = {
+    "bad_request": StatusRow(400, "invalid model name"),
+    "too_long": StatusRow(400, NESTED),
+    "unauthorized": StatusRow(401, "unauthorized"),
+    "forbidden": StatusRow(403, "", ""),
+    "not_found": StatusRow(404, "model 'gone' not found"),
+    "no_route": StatusRow(404, "404 page not found", "text/plain"),
+    "no_method": StatusRow(405, "405 method not allowed", "text/plain"),
+    "too_many": StatusRow(429, "rate limit exceeded"),
+    "canceled": StatusRow(499, "request canceled"),
+    "runner_stopped": StatusRow(500, "model runner has unexpectedly stopped, this may be due to resource limitations"),
+    "runner_exit": StatusRow(500, "llama-server process has terminated: exit status 2"),
+    "load_timeout": StatusRow(500, "timed out waiting for llama-server to start - "),
+    "panic": StatusRow(500, "", ""),
+    "proxy_502": StatusRow(502, "<html><body><h1>502 Bad Gateway</h1></body></html>", "text/html"),
+    "busy": StatusRow(503, BUSY),
+    "proxy_504": StatusRow(504, "<html><body><h1>504 Gateway Time-out</h1></body></html>", "text/html"),
 }
-"""Answers before a stream, by name: status, Content-Type and body as an Ollama or a proxy before one sends them."""
+"""Answers before a stream, by name, as an Ollama, or a proxy before one, sends them."""
 
 
 class Dialect(BaseModel):
@@ -82,6 +74,7 @@ class Dialect(BaseModel):
     tail: Literal["none", "empty_choices", "no_choices"] = "none"
     comment: str | None = None
     unknown_model: Literal["refuse", "serve"] = "refuse"
+    window_told: Literal["meta", "max_model_len", "nowhere"] = "meta"
 
 
 class Match(BaseModel):
@@ -115,7 +108,7 @@ class Fault(Match):
     status: Annotated[int, Field(ge=200, le=599)] | None = None
     headers: dict[str, str] = {}
     body: str | None = None
-    text: str = "an error was encountered while running the model: unexpected EOF"
+    text: str = RUNNER_LOST
     form: Literal["object", "string"] = "object"
     size: Annotated[int, Field(ge=1)] = 1
     dialect: Dialect | None = None
@@ -154,6 +147,7 @@ class Asked:
 class Plan:
     """What one request will meet."""
 
+    wire: Wire
     faults: tuple[Fault, ...] = ()
     script: Script | None = None
 
@@ -191,7 +185,7 @@ class FaultBook:
         """What this request meets; asking counts it, so ask once a request."""
         faults = tuple(fault for fault, count in self._faults if fault.fits(asked) and count.meets(fault))
         scripts = [script for script, count in self._scripts if script.fits(asked) and count.meets(script)]
-        return Plan(faults, scripts[0] if scripts else None)
+        return Plan(asked.wire, faults, scripts[0] if scripts else None)
 
 
 @dataclass

@@ -150,6 +150,7 @@ class Generation:
         for piece in telling:
             await runner.pause(max(0.0, due - time.monotonic()))
             due += gap_s
+            record.token_made()
             if piece is not None:
                 said.append("" if piece.thinking else piece.text)
                 yield piece

@@ -18,22 +18,25 @@ APP_SCHEMES: Final = ("app", "file", "tauri", "vscode-webview", "vscode-file")
 
 
 def host_allowed(host: str | None) -> bool:
-    """True for an empty Host, localhost, an IP address, or a name under a local suffix; ports do not matter."""
+    """True for an empty Host, localhost, a local address, or a name under a local suffix; ports do not matter."""
     if not host:
         return True
-    name = (urlsplit(f"//{host}").hostname or "").lower()
-    if name == "localhost" or name.endswith(LOCAL_SUFFIXES):
-        return True
     try:
-        ipaddress.ip_address(name)
+        name = (urlsplit(f"//{host}").hostname or "").lower()
+        if name == "localhost" or name.endswith(LOCAL_SUFFIXES):
+            return True
+        address = ipaddress.ip_address(name)
     except ValueError:
         return False
-    return True
+    return address.is_loopback or address.is_private or address.is_unspecified
 
 
 def origin_allowed(origin: str | None) -> bool:
     """True where there is no Origin (no web page asks), for pages served from this machine, and for desktop apps."""
     if origin is None:
         return True
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
     return parts.scheme in APP_SCHEMES or (parts.scheme in ("http", "https") and parts.hostname in LOCAL_ORIGINS)

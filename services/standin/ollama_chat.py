@@ -41,9 +41,7 @@ class OllamaChat:
     async def handle(self, request: Request, reply: Reply) -> None:
         fields = tolerant_fields(request.body)
         report = self._generation.report
-        record = report.begin(
-            "ollama", fields, reused=request.reused, authorization=request.headers.get("authorization")
-        )
+        record = report.begin("ollama", fields, request, reply.departure)
         plan = self._book.plan(Asked("ollama", "chat", record.model, texts_of(fields)))
         strikes = Strikes(plan, reply, self._generation.scheduler)
         with report.following(record):

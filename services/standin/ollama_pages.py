@@ -1,7 +1,6 @@
 """Beside the road (core): the JSON of Ollama's pages about models: tags, ps, show, and its /v1/models.
 
-It owns their shapes, as recorded of 0.32.15; what nothing of ours reads is shorter than the recording (docs/standin.md
-lists it). It must never ask a clock or a socket: what is loaded is handed in.
+It owns their shapes, as recorded of 0.32.15. It must never ask a clock or a socket: what is loaded is handed in.
 """
 
 from __future__ import annotations
@@ -19,6 +18,41 @@ STOPS: Final = ("<|im_start|>", "<|im_end|>")
 TEMPLATE: Final = (
     "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 )
+
+MODEL_INFO: Final[dict[str, object]] = {
+    "general.architecture": "llama",
+    "general.basename": "stand-in",
+    "general.file_type": 3,
+    "general.finetune": "none",
+    "general.languages": None,
+    "general.license": "apache-2.0",
+    "general.organization": "none",
+    "general.parameter_count": 134_515_008,
+    "general.quantization_version": 2,
+    "general.size_label": "135M",
+    "general.type": "model",
+    "llama.attention.head_count": 9,
+    "llama.attention.head_count_kv": 3,
+    "llama.attention.layer_norm_rms_epsilon": 0.00001,
+    "llama.block_count": 30,
+    "llama.embedding_length": 576,
+    "llama.feed_forward_length": 1536,
+    "llama.rope.dimension_count": 64,
+    "llama.rope.freq_base": 100_000,
+    "llama.vocab_size": 49_152,
+    "tokenizer.ggml.add_bos_token": False,
+    "tokenizer.ggml.add_space_prefix": False,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.merges": None,
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.padding_token_id": 2,
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.token_type": None,
+    "tokenizer.ggml.tokens": None,
+    "tokenizer.ggml.unknown_token_id": 0,
+}
+"""What /api/show says of the recorded model; the stand-in borrows its shape."""
 
 
 def _details() -> dict[str, Any]:
@@ -72,12 +106,8 @@ def show(spec: ModelSpec) -> dict[str, Any]:
         "parameters": "\n".join(parameters),
         "template": TEMPLATE,
         "details": _details(),
-        "model_info": {
-            "general.architecture": "llama",
-            "general.parameter_count": 134_515_008,
-            "llama.context_length": spec.train_window,
-            "llama.embedding_length": 576,
-        },
+        "model_info": {**MODEL_INFO, "llama.context_length": spec.train_window},
+        "tensors": [{"name": "output_norm.weight", "type": "F32", "shape": [576]}],
         "capabilities": list(spec.capabilities),
         "modified_at": gojson.timestamp(MODIFIED_NS),
     }

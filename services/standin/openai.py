@@ -52,20 +52,18 @@ class OpenaiDoor:
             await _refuse(reply, Refused(404, "File Not Found", "not_found_error"))
 
     async def _models(self, reply: Reply) -> None:
-        strikes = Strikes(self._book.plan(Asked("openai", "models")), reply, self._generation.scheduler)
+        plan = self._book.plan(Asked("openai", "models"))
         try:
-            await strikes.before_headers()
+            await Strikes(plan, reply, self._generation.scheduler).before_headers()
         except Struck:
             return
-        page = openai_chunks.models(self._catalogue, int(time.time()))
+        page = openai_chunks.models(self._catalogue, int(time.time()), plan.dialect)
         await reply.whole(200, _headers(JSON), openai_chunks.encode(page))
 
     async def _chat(self, request: Request, reply: Reply) -> None:
         fields = tolerant_fields(request.body)
         report = self._generation.report
-        record = report.begin(
-            "openai", fields, reused=request.reused, authorization=request.headers.get("authorization")
-        )
+        record = report.begin("openai", fields, request, reply.departure)
         plan = self._book.plan(Asked("openai", "chat", record.model, texts_of(fields)))
         strikes = Strikes(plan, reply, self._generation.scheduler)
         with report.following(record):

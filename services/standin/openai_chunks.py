@@ -96,18 +96,14 @@ def timings(finished: Finished) -> dict[str, Any]:
     }
 
 
-def models(catalogue: Catalogue, created: int) -> dict[str, Any]:
-    """OpenAI's list, with llama.cpp's `meta`: n_ctx is the window of one slot."""
-    return {
-        "object": "list",
-        "data": [
-            {
-                "id": spec.name,
-                "object": "model",
-                "created": created,
-                "owned_by": "stand-in",
-                "meta": {"n_ctx": catalogue.window(spec), "n_ctx_train": spec.train_window},
-            }
-            for spec in catalogue
-        ],
-    }
+def models(catalogue: Catalogue, created: int, dialect: Dialect) -> dict[str, Any]:
+    """OpenAI's list; the window of one slot is told as llama.cpp does (`meta`), as vLLM does, or nowhere."""
+    listed = []
+    for spec in catalogue:
+        model: dict[str, Any] = {"id": spec.name, "object": "model", "created": created, "owned_by": "stand-in"}
+        if dialect.window_told == "meta":
+            model["meta"] = {"n_ctx": catalogue.window(spec), "n_ctx_train": spec.train_window}
+        elif dialect.window_told == "max_model_len":
+            model["max_model_len"] = catalogue.window(spec)
+        listed.append(model)
+    return {"object": "list", "data": listed}

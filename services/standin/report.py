@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from services.standin.faults import Wire
+from services.standin.wire import Departure, Request
 
 RECORDS_KEPT: Final = 5_000
 """The newest requests; a benchmark reads its report more often than that."""
@@ -34,6 +35,7 @@ class Record:
     arrived: float
     reused_connection: bool
     fields: dict[str, Any]
+    departure: Departure
     messages: list[dict[str, Any]] = field(default_factory=list)
     authorization: str | None = None
     model: str = ""
@@ -50,10 +52,14 @@ class Record:
     ended: float | None = None
     slot_freed: float | None = None
 
+    def token_made(self) -> None:
+        self.tokens += 1
+        self.tokens_after_disconnect += self.departure.at is not None
+
     def view(self, *, with_messages: bool) -> dict[str, Any]:
-        shown = dataclasses.asdict(self)
-        if not with_messages:
-            del shown["messages"]
+        left_out = {"departure"} if with_messages else {"departure", "messages"}
+        names = [named.name for named in dataclasses.fields(self) if named.name not in left_out]
+        shown = {name: getattr(self, name) for name in names}
         shown["slot_held_after_disconnect_s"] = (
             self.slot_freed - self.disconnected_at if self.slot_freed and self.disconnected_at else None
         )
@@ -71,7 +77,7 @@ class Report:
         self.running = 0
         self.max_running = 0
 
-    def begin(self, wire: Wire, fields: dict[str, Any], *, reused: bool, authorization: str | None) -> Record:
+    def begin(self, wire: Wire, fields: dict[str, Any], request: Request, departure: Departure) -> Record:
         """A request has arrived. Its messages are kept apart from its other fields, and only if they are short."""
         self._ids += 1
         messages = fields.get("messages")
@@ -79,10 +85,11 @@ class Report:
             id=self._ids,
             wire=wire,
             arrived=time.monotonic(),
-            reused_connection=reused,
+            reused_connection=request.reused,
             fields={name: value for name, value in fields.items() if name != "messages"},
             messages=messages if isinstance(messages, list) and len(str(messages)) <= TEXT_KEPT_CHARS else [],
-            authorization=authorization,
+            departure=departure,
+            authorization=request.headers.get("authorization"),
             model=str(fields.get("model", "")),
         )
         self._records.append(record)
@@ -117,7 +124,7 @@ class Report:
         record.outcome = outcome
         record.ended = time.monotonic()
         if outcome == "client_gone":
-            record.disconnected_at = record.ended
+            record.disconnected_at = record.departure.at or record.ended
         self.in_flight -= 1
 
     def clear(self) -> None:

@@ -7,10 +7,11 @@ clean end) it hands back. It must never decide whom a fault meets: that is plann
 from __future__ import annotations
 
 import asyncio
+import json
 from email.utils import formatdate
 from typing import Final
 
-from services.standin.faults import STATUS_ROWS, Fault, Plan
+from services.standin.faults import STATUS_ROWS, Fault, Plan, StatusRow, Wire
 from services.standin.model import ModelSpec
 from services.standin.scheduler import Scheduler
 from services.standin.wire import Reply
@@ -74,11 +75,23 @@ class Strikes:
             await runner.alive()
 
     async def _status(self, fault: Fault) -> None:
-        code, content_type, body = STATUS_ROWS.get(fault.row or "", (fault.status or 500, "application/json", ""))
-        headers = [("Content-Type", content_type)] if content_type else []
-        headers += [*fault.headers.items(), ("Date", http_date())]
-        await self._reply.whole(fault.status or code, headers, (body if fault.body is None else fault.body).encode())
+        row = STATUS_ROWS[fault.row] if fault.row else StatusRow(fault.status or 500, "")
+        text, content_type = row.text, row.content_type
+        if fault.body is not None:
+            text = fault.body
+        elif content_type is None:
+            text = error_json(self._plan.wire, row)
+        headers = {"Content-Type": "application/json" if content_type is None else content_type, **fault.headers}
+        headers = {name: value for name, value in {**headers, "Date": http_date()}.items() if value}
+        await self._reply.whole(fault.status or row.status, list(headers.items()), text.encode())
         raise Struck("status")
+
+
+def error_json(wire: Wire, row: StatusRow) -> str:
+    """A row's message in the words of its wire: Ollama has a string there, the others an object."""
+    if wire == "ollama":
+        return json.dumps({"error": row.text})
+    return json.dumps({"error": {"code": row.status, "message": row.text, "type": "standin_fault"}})
 
 
 def http_date() -> str:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -29,6 +30,9 @@ MAX_PIPELINED_BYTES: Final = 1024 * 1024
 RESET_LINGER: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on, zero seconds: closing then sends RST instead of FIN."""
 
+MALFORMED: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request"
+)
 PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 
 Headers = Sequence[tuple[str, str]]
@@ -47,12 +51,20 @@ class Request:
     closes: bool
 
 
+@dataclass
+class Departure:
+    """When the client of a connection was seen to hang up (monotonic seconds), if it was."""
+
+    at: float | None = None
+
+
 class Reply:
     """The answer to one request: whole, or as a chunked stream, or one of the ways in which an answer breaks."""
 
-    def __init__(self, writer: asyncio.StreamWriter, request: Request) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, request: Request, departure: Departure) -> None:
         self._writer = writer
         self._request = request
+        self.departure = departure
         self.split_bytes: int | None = None
         self.split_pause_s = 0.0
         self.started = False
@@ -126,13 +138,14 @@ class _Connection:
         self._parser = h11.Connection(h11.SERVER)
         self._arrived = asyncio.Event()
         self._gone = asyncio.Event()
+        self._departure = Departure()
         self._ahead_bytes = 0
 
     async def serve(self, handler: Handler) -> None:
         pump = asyncio.create_task(self._pump())
         try:
             async for request in self._requests():
-                reply = Reply(self._writer, request)
+                reply = Reply(self._writer, request, self._departure)
                 await self._handle(handler, request, reply)
                 if reply.broken or not reply.finished or request.closes:
                     break
@@ -162,6 +175,7 @@ class _Connection:
                     break
                 self._parser.receive_data(received)
                 self._arrived.set()
+        self._departure.at = time.monotonic()
         self._gone.set()
         self._arrived.set()
 
@@ -183,7 +197,7 @@ class _Connection:
             try:
                 event = self._parser.next_event()
             except h11.RemoteProtocolError:
-                self._writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                self._writer.write(MALFORMED)
                 return None
             if event is h11.NEED_DATA:
                 if self._gone.is_set():
