@@ -1,0 +1,117 @@
+"""Step 7, history/context (core): which messages the model is shown for one turn, within a budget of tokens.
+
+Owns the choice (system prompt, the last messages of the path that fit, what is left out) and the estimate behind it.
+Must never do I/O: the texts of the chosen messages are read by the recorder and rendered here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from contracts.base import data_hash
+from contracts.events import Budget, ContextAssembled
+from contracts.ids import seed_of
+from services.history.session import Message, Session, Turn
+
+# Characters per token: English text has about four, code and other scripts fewer. Three overestimates most texts a
+# little, which costs a few old messages; an underestimate costs the answer (the server refuses what does not fit).
+CHARS_PER_TOKEN = 3
+# A character outside ASCII is taken as a token of its own: right for CJK and emoji, high for accented letters.
+TOKENS_PER_WIDE_CHAR = 1
+# Role and separators that a chat template puts around each message.
+TOKENS_PER_MESSAGE = 6
+# The oldest message shown moves in steps: a front that moves at every turn voids the server's prefix cache every time.
+FRONT_STEP = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ContextLimits:
+    """messages: at most so many of the path's latest. reserve: the share of the window that is kept for the answer."""
+
+    messages: int
+    reserve: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the model will be shown: the system prompt, then these messages, in prompt order."""
+
+    system: str | None
+    messages: tuple[Message, ...]
+    left_out: int
+    budget: Budget
+
+
+def estimate(chars: int, wide_chars: int) -> int:
+    """Tokens that a text of so many characters may take, from its lengths alone."""
+    narrow = chars - wide_chars
+    return TOKENS_PER_MESSAGE + -(-narrow // CHARS_PER_TOKEN) + wide_chars * TOKENS_PER_WIDE_CHAR
+
+
+def choose(session: Session, turn: Turn, window: int, limits: ContextLimits) -> Plan:
+    """The context of this turn in a window of so many tokens. The turn's own message is always in it."""
+    path = [m for m in session.path_to(turn.message_id) if m.shown]
+    reserve = _reserve(turn, window, limits)
+    room = window - reserve
+    used = estimate(len(session.system), 0) if session.system else 0
+    start = len(path) - 1
+    used += estimate(path[start].chars, path[start].wide_chars)
+    while start > 0 and len(path) - start < limits.messages:
+        more = estimate(path[start - 1].chars, path[start - 1].wide_chars)
+        if used + more > room:
+            break
+        used += more
+        start -= 1
+    start = _front(path, start)
+    chosen = path[start:]
+    estimated = sum(estimate(m.chars, m.wide_chars) for m in chosen)
+    estimated += estimate(len(session.system), 0) if session.system else 0
+    return Plan(
+        system=session.system,
+        messages=tuple(chosen),
+        left_out=start,
+        budget=Budget(tokens=window, reserve=reserve, estimated=estimated),
+    )
+
+
+def _reserve(turn: Turn, window: int, limits: ContextLimits) -> int:
+    asked = turn.options.max_tokens
+    share = int(window * limits.reserve)
+    return min(asked, share) if asked is not None else share
+
+
+def _front(path: list[Message], start: int) -> int:
+    """Where the context begins once `start` messages do not fit: at a step, and at a user's message."""
+    if start == 0:
+        return 0
+    last = len(path) - 1
+    start = min(-(-start // FRONT_STEP) * FRONT_STEP, last)
+    while start < last and path[start].role != "user":
+        start += 1
+    return start
+
+
+def render(plan: Plan, texts: dict[int, str]) -> list[dict[str, str]]:
+    """The {role, content} list that the model gets. texts: by the position of the event that holds each."""
+    rendered = [{"role": "system", "content": plan.system}] if plan.system else []
+    return rendered + [{"role": m.role, "content": texts[m.position]} for m in plan.messages]
+
+
+def context_data(
+    session: Session, turn: Turn, plan: Plan, model: str, rendered: list[dict[str, str]]
+) -> dict[str, object]:
+    """The data of context_assembled: the receipt of what the model is shown, without texts that the log has."""
+    options = turn.options
+    data = ContextAssembled(
+        purpose="answer",
+        model=model,
+        message_ids=[m.message_id for m in plan.messages],
+        left_out=plan.left_out,
+        options=options,
+        seed=options.seed if options.seed is not None else seed_of(turn.turn_id),
+        budget=plan.budget,
+        rendered_hash=data_hash(rendered),
+    ).model_dump(mode="json", exclude_none=True)
+    if plan.system != session.shown_system and plan.system is not None:
+        data["system"] = plan.system
+    return data

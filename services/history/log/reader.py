@@ -1,0 +1,123 @@
+"""Steps 5 and 10, history/log: reading the log beside its writer: for attach, outcomes and the views' fold.
+
+Owns a read-only connection (aiosqlite). What it reads is committed. Must never write.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+from contracts.frames import event_frame
+from contracts.queries import PAGE_BYTES
+from services.history.log.port import LogError, StoredOutcome
+from services.history.log.sqlite import OUTCOME_SQL, find_outcome, outcome_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """A stored row: its place, and the bytes."""
+
+    position: int
+    event_id: str
+    version: int
+    recorded_at: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """Frames after a version, as far as a page goes; version is the session's latest, 0 where there is none."""
+
+    version: int
+    more: bool
+    running_turn_id: str | None
+    running_attempt: int
+    frames: tuple[bytes, ...]
+
+
+class LogReader:
+    """Shared by all readers of one process: its statements run one after the other."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def open(cls, path: Path) -> LogReader:
+        return cls(await aiosqlite.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None))
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def rows_after(self, position: int, limit: int) -> list[LogRow]:
+        """The next rows of the whole log."""
+        rows = await self._all(
+            "SELECT position, event_id, version, recorded_at, body FROM events WHERE position > ?"
+            " ORDER BY position LIMIT ?",
+            (position, limit),
+        )
+        return [LogRow(*row) for row in rows]
+
+    async def event_id_at(self, position: int) -> str | None:
+        rows = await self._all("SELECT event_id FROM events WHERE position = ?", (position,))
+        return rows[0][0] if rows else None
+
+    async def last_position(self) -> int:
+        rows = await self._all("SELECT coalesce(max(position), 0) FROM events", ())
+        return int(rows[0][0])
+
+    async def parked(self) -> int:
+        rows = await self._all("SELECT count(*) FROM parked", ())
+        return int(rows[0][0])
+
+    async def outcome(self, user_id: str, event_id: str) -> StoredOutcome | None:
+        rows = await self._all(OUTCOME_SQL, outcome_parameters(user_id, event_id))
+        return find_outcome(rows[0] if rows else None)
+
+    async def session_page(self, user_id: str, session_id: str, after: int, limit: int) -> SessionPage:
+        """A page of one session's frames, at most PAGE_BYTES unless its first is larger."""
+        latest = await self._all(
+            "SELECT coalesce(max(version), 0) FROM events WHERE user_id = ? AND session_id = ?",
+            (user_id, session_id),
+        )
+        version = int(latest[0][0])
+        rows = await self._all(
+            "SELECT version, position, recorded_at, body FROM events"
+            " WHERE user_id = ? AND session_id = ? AND version > ? AND version <= ? ORDER BY version LIMIT ?",
+            (user_id, session_id, after, version, limit),
+        )
+        frames: list[bytes] = []
+        reached, size = after, 0
+        for row_version, position, recorded_at, body in rows:
+            size += len(body)
+            if frames and size > PAGE_BYTES:
+                break
+            frames.append(event_frame(body, session_id, position, row_version, recorded_at))
+            reached = row_version
+        turn_id, attempt = await self._running(user_id, session_id, version)
+        return SessionPage(version, bool(rows) and reached < version, turn_id, attempt, tuple(frames))
+
+    async def _running(self, user_id: str, session_id: str, version: int) -> tuple[str | None, int]:
+        """The turn that was started last and has no end yet, and its attempt."""
+        rows = await self._all(
+            "SELECT started.turn_id, json_extract(started.body, '$.data.attempt') FROM events AS started"
+            " WHERE started.user_id = :user AND started.session_id = :session AND started.version <= :version"
+            " AND started.type = 'answer_started'"
+            " AND NOT EXISTS (SELECT 1 FROM events AS ended WHERE ended.user_id = :user"
+            " AND ended.turn_id = started.turn_id AND ended.version <= :version"
+            " AND ended.type IN ('answer_completed', 'answer_failed', 'answer_cancelled'))"
+            " ORDER BY started.version DESC LIMIT 1",
+            {"user": user_id, "session": session_id, "version": version},
+        )
+        return (rows[0][0], int(rows[0][1])) if rows else (None, 0)
+
+    async def _all(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any]) -> list[tuple[Any, ...]]:
+        try:
+            rows = await self._connection.execute_fetchall(sql, parameters)
+        except sqlite3.Error as error:
+            raise LogError(f"the log cannot be read: {error}") from error
+        return [tuple(row) for row in rows]

@@ -1,0 +1,278 @@
+"""Step 8, history/log: the log in SQLite: one writer, one transaction per batch, synced before it is said to be there.
+
+Owns log.db and its lock file. Duplicates are found by SELECT, never by a UNIQUE error. Must never go on after an error
+of the disk: a failed commit may be there after reopening (measured), so the caller exits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TextIO
+
+from contracts.envelope import read_event
+from services.history.log.port import (
+    FIRST_HASH,
+    Cursor,
+    LogError,
+    LogFenced,
+    ParkedDelivery,
+    Stored,
+    StoredOutcome,
+    Transaction,
+    chain_hash,
+)
+from services.history.scheduler import OpenTurn
+
+SCHEMA_VERSION = 1
+# A backup or an operator's look may hold the file for a moment; longer is an error that someone should see.
+BUSY_TIMEOUT_MS = 5000
+FILE_MODE = 0o600
+
+
+class LogLocked(LogError):
+    """Another process has this log open for writing."""
+
+
+class SqliteLog:
+    """The writer's connection. Opened and used in one thread."""
+
+    def __init__(self, path: Path, new_epoch: str, now: str) -> None:
+        self._lock = _take_lock(path.with_suffix(".lock"))
+        path.touch(mode=FILE_MODE)
+        try:
+            self._connection = _open(path)
+            if self._connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+                _create(self._connection, new_epoch, now)
+            found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            self.epoch: str = self._connection.execute("SELECT epoch FROM log").fetchone()[0]
+        except sqlite3.Error as error:
+            self._lock.close()
+            raise LogError(f"cannot open {path}: {error}") from error
+        if found != SCHEMA_VERSION:
+            self._lock.close()
+            raise LogError(f"{path} has schema {found}; this version reads {SCHEMA_VERSION}")
+
+    def cursor(self) -> Cursor:
+        created, sequence = self._connection.execute("SELECT stream_created, sequence FROM cursor").fetchone()
+        return Cursor(created, sequence)
+
+    @contextmanager
+    def transaction(self, before: Cursor, after: Cursor) -> Iterator[Transaction]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                _move_cursor(self._connection, before, after)
+                yield SqliteTransaction(self._connection)
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise LogError(f"the log failed: {error}") from error
+
+    @contextmanager
+    def look(self) -> Iterator[Transaction]:
+        try:
+            self._connection.execute("BEGIN")
+            try:
+                yield SqliteTransaction(self._connection)
+            finally:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise LogError(f"the log failed: {error}") from error
+
+    def close(self) -> None:
+        self._connection.close()
+        self._lock.close()
+
+
+class SqliteTransaction:
+    """The verbs of one batch, one statement each."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        row = connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
+        self._position: int = row[0] if row else 0
+        self._hash: bytes = row[1] if row else FIRST_HASH
+
+    def last_position(self) -> int:
+        return self._position
+
+    def append(self, stored: Stored) -> None:
+        event = stored.event
+        if stored.position != self._position + 1:
+            raise LogError(f"position {stored.position} does not follow {self._position}")
+        data_hash = event.data_hash
+        body_hash = hashlib.sha256(event.body).digest()
+        self._hash = chain_hash(self._hash, stored, data_hash, body_hash)
+        self._position = stored.position
+        self._connection.execute(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                stored.position,
+                event.event_id,
+                event.user_id,
+                event.session_id,
+                stored.version,
+                event.turn_id,
+                event.type,
+                event.envelope.schema_version,
+                stored.recorded_at,
+                data_hash,
+                event.body,
+                body_hash,
+                self._hash,
+            ),
+        )
+
+    def session_rows(self, user_id: str, session_id: str) -> Iterator[Stored]:
+        rows = self._connection.execute(
+            "SELECT position, version, recorded_at, body FROM events"
+            " WHERE user_id = ? AND session_id = ? ORDER BY version",
+            (user_id, session_id),
+        )
+        return (stored_row(*row) for row in rows)
+
+    def bodies(self, positions: list[int]) -> dict[int, bytes]:
+        rows = self._connection.execute(
+            "SELECT position, body FROM events WHERE position IN (SELECT value FROM json_each(?))",
+            (json.dumps(positions),),
+        )
+        return dict(rows.fetchall())
+
+    def outcome(self, user_id: str, event_id: str) -> StoredOutcome | None:
+        return find_outcome(self._connection.execute(OUTCOME_SQL, outcome_parameters(user_id, event_id)).fetchone())
+
+    def owner(self, event_id: str) -> str | None:
+        row = self._connection.execute("SELECT user_id FROM events WHERE event_id = ?", (event_id,)).fetchone()
+        return row[0] if row else None
+
+    def put_outcome(self, user_id: str, outcome: StoredOutcome, decided_at: str) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                user_id,
+                outcome.event_id,
+                outcome.session_id,
+                outcome.turn_id,
+                outcome.data_hash,
+                outcome.code,
+                outcome.position,
+                outcome.version,
+                decided_at,
+            ),
+        )
+
+    def drop_outcome(self, user_id: str, event_id: str) -> None:
+        self._connection.execute("DELETE FROM outcomes WHERE user_id = ? AND event_id = ?", (user_id, event_id))
+
+    def drop_outcomes_before(self, decided_at: str) -> None:
+        """Forget what was refused, or changed nothing, before this time."""
+        self._connection.execute("DELETE FROM outcomes WHERE decided_at < ?", (decided_at,))
+
+    def park(self, parked: ParkedDelivery, parked_at: str) -> None:
+        self._connection.execute(
+            "INSERT INTO parked (sequence, subject, headers, body, reason, parked_at) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                parked.sequence,
+                parked.subject,
+                json.dumps(parked.headers),
+                parked.body,
+                parked.reason,
+                parked_at,
+            ),
+        )
+
+    def session_of_turn(self, user_id: str, turn_id: str) -> str | None:
+        row = self._connection.execute(
+            "SELECT session_id FROM events WHERE type = 'user_message_submitted' AND user_id = ? AND turn_id = ?",
+            (user_id, turn_id),
+        ).fetchone()
+        return row[0] if row else None
+
+    def open_turns(self, user_id: str | None = None) -> list[OpenTurn]:
+        rows = self._connection.execute(OPEN_TURNS_SQL, {"user_id": user_id})
+        return [OpenTurn(user, session, turn, position, bool(active)) for user, session, turn, position, active in rows]
+
+
+OPEN_TURNS_SQL = """
+    SELECT opened.user_id, opened.session_id, opened.turn_id, opened.position,
+           EXISTS (SELECT 1 FROM events AS context
+                   WHERE context.user_id = opened.user_id AND context.session_id = opened.session_id
+                     AND context.turn_id = opened.turn_id AND context.type = 'context_assembled')
+    FROM events AS opened INDEXED BY turns_opened
+    WHERE opened.type = 'user_message_submitted' AND (:user_id IS NULL OR opened.user_id = :user_id)
+      AND NOT EXISTS (SELECT 1 FROM events AS ended
+                      WHERE ended.user_id = opened.user_id AND ended.turn_id = opened.turn_id
+                        AND ended.type IN ('answer_completed', 'answer_failed', 'answer_cancelled'))
+    ORDER BY opened.position
+"""
+
+OUTCOME_SQL = """
+    SELECT event_id, session_id, turn_id, data_hash, type, NULL, position, version
+    FROM events WHERE event_id = :event_id AND user_id = :user_id
+    UNION ALL
+    SELECT event_id, session_id, turn_id, data_hash, NULL, code, position, version
+    FROM outcomes WHERE user_id = :user_id AND event_id = :event_id
+    LIMIT 1
+"""
+
+
+def outcome_parameters(user_id: str, event_id: str) -> dict[str, str]:
+    return {"user_id": user_id, "event_id": event_id}
+
+
+def find_outcome(row: Any) -> StoredOutcome | None:
+    """The outcome in a row of OUTCOME_SQL."""
+    return StoredOutcome(*row) if row else None
+
+
+def stored_row(position: int, version: int, recorded_at: str, body: bytes) -> Stored:
+    return Stored(position, version, recorded_at, read_event(body))
+
+
+def _take_lock(path: Path) -> TextIO:
+    """Held until the process ends: a second writer is refused, however it was started."""
+    handle = path.open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise LogLocked(f"another process writes to this log ({path} is locked)") from error
+    handle.write(f"{os.getpid()}\n")
+    handle.flush()
+    return handle
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1000)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def _create(connection: sqlite3.Connection, epoch: str, now: str) -> None:
+    """All tables or none: user_version is set in the same transaction."""
+    script = files("services.history.log").joinpath("schema.sql").read_text()
+    connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {SCHEMA_VERSION};")
+    connection.execute("INSERT INTO log VALUES (1, ?, ?)", (epoch, now))
+    connection.execute("INSERT INTO cursor VALUES (1, NULL, 0)")
+    connection.execute("COMMIT")
+
+
+def _move_cursor(connection: sqlite3.Connection, before: Cursor, after: Cursor) -> None:
+    moved = connection.execute(
+        "UPDATE cursor SET stream_created = ?, sequence = ? WHERE stream_created IS ? AND sequence = ?",
+        (after.stream_created, after.sequence, before.stream_created, before.sequence),
+    )
+    if moved.rowcount != 1:
+        raise LogFenced("the cursor is not where this process left it: another one writes to the log")

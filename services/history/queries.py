@@ -1,0 +1,170 @@
+"""Step 10, history/queries: what others ask of history by name, answered from the views or the log.
+
+Owns the handlers of chat.history.<query>.<user> and chat.operator.<query>. A query whose user is not the one in its
+subject is not answered from anyone's data. Must never write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from faststream.nats import NatsMessage
+
+from contracts import subjects
+from contracts.base import dump
+from contracts.errors import Code, ContractError
+from contracts.queries import (
+    EventsQuery,
+    EventsReply,
+    Failure,
+    MessagesQuery,
+    MessagesReply,
+    OutcomeQuery,
+    OutcomeReply,
+    Query,
+    SessionQuery,
+    SessionsQuery,
+    SessionsReply,
+    StatusReply,
+    TurnQuery,
+    TurnReply,
+    encode_events_reply,
+    read_query,
+)
+from services.history.batch import outcome_message
+from services.history.log.port import StoredOutcome
+from services.history.log.reader import LogReader
+from services.history.views.folder import ViewFolder
+from services.history.views.reader import ViewReader
+from services.history.writer import Writer
+from services.runtime.bus import Bus
+
+log = structlog.get_logger(__name__)
+
+# Queries that wait for a position must not hold up the others.
+CONCURRENT_QUERIES = 64
+
+Answer = Callable[[Any], Awaitable[bytes]]
+Status = Callable[[], Awaitable[StatusReply]]
+
+
+class QueryFailed(Exception):
+    """The query is answered with this code instead."""
+
+    def __init__(self, code: Code) -> None:
+        super().__init__(code)
+        self.code: Code = code
+
+
+class Queries:
+    """One method per query."""
+
+    def __init__(self, epoch: str, log_: LogReader, views: ViewReader, folder: ViewFolder, writer: Writer) -> None:
+        self._epoch = epoch
+        self._log = log_
+        self._views = views
+        self._folder = folder
+        self._writer = writer
+
+    def register(self, bus: Bus, status: Status) -> None:
+        """FastStream owns the handlers: they start with the broker, and are on the AsyncAPI page."""
+        answers: dict[str, Answer] = {
+            "sessions": self.sessions,
+            "session": self.session,
+            "messages": self.messages,
+            "turn": self.turn,
+            "events": self.events,
+            "outcome": self.outcome,
+        }
+        for name, answer in answers.items():
+            self._subscribe(bus, name, answer)
+
+        @bus.broker.subscriber(
+            subjects.operator_query("status"), queue=subjects.HISTORY_GROUP, title="status", max_workers=2
+        )
+        async def answer_status(_: NatsMessage) -> bytes:
+            return dump(await status())
+
+    def _subscribe(self, bus: Bus, name: str, answer: Answer) -> None:
+        @bus.broker.subscriber(
+            f"chat.history.{name}.*", queue=subjects.HISTORY_GROUP, title=name, max_workers=CONCURRENT_QUERIES
+        )
+        async def handle(message: NatsMessage) -> bytes:
+            try:
+                return await answer(self._read(name, message))
+            except QueryFailed as failed:
+                return dump(Failure(error=failed.code))
+            except ContractError as error:
+                log.warning("query_refused", query=name, reason=error.reason)
+                return dump(Failure(error="bad_request"))
+
+    def _read(self, name: str, message: NatsMessage) -> Query:
+        query = read_query(name, message.body)
+        if message.raw_message.subject != subjects.history_query(name, query.user_id):
+            raise ContractError("bad_request", "the subject names another user")
+        return query
+
+    async def sessions(self, query: SessionsQuery) -> bytes:
+        await self._reach(query)
+        page, following = await self._views.sessions(query)
+        return dump(SessionsReply(sessions=page, next=following, position=self._folder.position))
+
+    async def session(self, query: SessionQuery) -> bytes:
+        await self._reach(query)
+        row = await self._views.session(query.user_id, query.session_id)
+        if row is None:
+            raise QueryFailed("session_unknown")
+        return dump(row)
+
+    async def messages(self, query: MessagesQuery) -> bytes:
+        await self._reach(query)
+        session = await self._views.session(query.user_id, query.session_id)
+        if session is None:
+            raise QueryFailed("session_unknown")
+        page, following = await self._views.messages(query)
+        return dump(MessagesReply(session=session, messages=page, next=following, position=self._folder.position))
+
+    async def turn(self, query: TurnQuery) -> bytes:
+        """For a worker, that names its run, the word comes from the log; for others the row from the views."""
+        if query.run is not None:
+            word = await self._writer.word(query.user_id, query.turn_id)
+            return dump(TurnReply(turn=None, word=word, position=self._writer.position))
+        await self._reach(query)
+        row = await self._views.turn(query.user_id, query.turn_id)
+        return dump(TurnReply(turn=row, word=None, position=self._folder.position))
+
+    async def events(self, query: EventsQuery) -> bytes:
+        """From the log, not the views: they may be behind or under way of a rebuild."""
+        page = await self._log.session_page(query.user_id, query.session_id, query.after, query.limit)
+        if page.version == 0:
+            raise QueryFailed("session_unknown")
+        return encode_events_reply(
+            EventsReply(
+                epoch=self._epoch,
+                version=page.version,
+                more=page.more,
+                running_turn_id=page.running_turn_id,
+                running_attempt=page.running_attempt,
+                frames=page.frames,
+            )
+        )
+
+    async def outcome(self, query: OutcomeQuery) -> bytes:
+        """pending is not refused: the event may be on its way."""
+        found = await self._log.outcome(query.user_id, query.event_id)
+        if found is None:
+            return dump(OutcomeReply(status="pending", outcome=None))
+        if found.code is None and found.data_hash != query.data_hash:
+            found = _with_code(found, "idempotency_conflict")
+        outcome = outcome_message(found, query.user_id)
+        return dump(OutcomeReply(status="recorded" if outcome.recorded else "refused", outcome=outcome))
+
+    async def _reach(self, query: Query) -> None:
+        if query.min_position > self._folder.position and not await self._folder.reach(query.min_position):
+            raise QueryFailed("not_ready")
+
+
+def _with_code(found: StoredOutcome, code: str) -> StoredOutcome:
+    return StoredOutcome(found.event_id, found.session_id, found.turn_id, found.data_hash, found.type, code, None, None)

@@ -1,0 +1,110 @@
+"""Step 8, history/recorder: the write side: each call is one transaction of the log and what it leaves to be done.
+
+Owns the cached states and the rule that they change only after the commit. All of it runs in the log's own thread. Must
+never publish anything: it returns the effects of what was committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from contracts.turns import Go, Stop
+from services.history.arrivals import Delivery
+from services.history.batch import Batch, Bounds, Situation
+from services.history.effects import Effect
+from services.history.log.port import Cursor, Log
+from services.history.scheduler import OpenTurn
+from services.history.session import word_of
+from services.history.states import States, Working
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a committed transaction left behind: the log's last position, and what is to be done outside."""
+
+    position: int
+    effects: tuple[Effect, ...]
+
+
+class Recorder:
+    """The one writer. Every method may raise LogError: what was written is then not known, and the process exits."""
+
+    def __init__(self, log: Log, bounds: Bounds, new_id: Callable[[], str], cached_sessions: int) -> None:
+        self._log = log
+        self._bounds = bounds
+        self._new_id = new_id
+        self._states = States(cached_sessions)
+        self._cursor = log.cursor()
+        with log.look() as tx:
+            self._states.load_open_turns(tx)
+            self.position = tx.last_position()
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where this process left it: each transaction begins by finding it there."""
+        return self._cursor
+
+    def record(self, deliveries: list[Delivery], after: Cursor, situation: Situation) -> Committed:
+        """Decide and store a batch; the cursor moves with it."""
+
+        def work(batch: Batch) -> None:
+            for delivery in deliveries:
+                batch.take(delivery)
+
+        return self._transact(after, situation, work)
+
+    def start_waiting(self, situation: Situation) -> Committed:
+        """Assemble what may start now: after catching up, and when a model has appeared."""
+
+        def work(batch: Batch) -> None:
+            for user_id in list(self._states.open):
+                batch.start_turns(user_id)
+
+        return self._internally(situation, work)
+
+    def fail_turns(self, turns: Iterable[tuple[OpenTurn, str]], situation: Situation) -> Committed:
+        """End unfinished turns that no worker ends, each with its code of answer_failed."""
+
+        def work(batch: Batch) -> None:
+            for turn, code in turns:
+                batch.fail_turn(turn, code)
+
+        return self._internally(situation, work)
+
+    def requeue(self, turns: Iterable[OpenTurn], situation: Situation) -> Committed:
+        """The contexts of dispatched turns once more."""
+
+        def work(batch: Batch) -> None:
+            for turn in turns:
+                batch.queue_again(turn)
+
+        return self._internally(situation, work)
+
+    def drop_outcomes(self, decided_before: str) -> None:
+        """Forget refusals and no-ops that were decided before this time."""
+        with self._log.transaction(self._cursor, self._cursor) as tx:
+            tx.drop_outcomes_before(decided_before)
+
+    def word(self, user_id: str, turn_id: str) -> Go | Stop | None:
+        """The turn's word for a worker that asks."""
+        with self._log.look() as tx:
+            session_id = tx.session_of_turn(user_id, turn_id)
+            session = Working(self._states, tx).session(user_id, session_id) if session_id else None
+            return word_of(session, turn_id, self._bounds.rules)
+
+    def open_turns(self) -> list[OpenTurn]:
+        """All unfinished turns of all users."""
+        return self._states.open_turns()
+
+    def _internally(self, situation: Situation, work: Callable[[Batch], None]) -> Committed:
+        return self._transact(self._cursor, situation, work)
+
+    def _transact(self, after: Cursor, situation: Situation, work: Callable[[Batch], None]) -> Committed:
+        with self._log.transaction(self._cursor, after) as tx:
+            batch = Batch(tx, Working(self._states, tx), self._bounds, situation, self._new_id)
+            work(batch)
+            position = tx.last_position()
+        self._cursor = after
+        self._states.replace(batch.working)
+        return Committed(position, tuple(batch.effects))

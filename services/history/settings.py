@@ -1,0 +1,45 @@
+"""The settings of history, each with its unit, default and reason."""
+
+from __future__ import annotations
+
+from services.runtime.settings import SharedSettings, setting
+
+
+class HistorySettings(SharedSettings):
+    """What an operator may change of history."""
+
+    model: str = setting("", unit="", reason="of turns for which nobody named one; empty: the first that a worker has")
+    num_ctx: int = setting(
+        0, unit="tokens", reason="the window that every native request asks for; 0: the server's own choice", ge=0
+    )
+    window_unknown: int = setting(
+        4096, unit="tokens", reason="taken for a model until its server tells its window: what servers start with", ge=1
+    )
+    context_messages: int = setting(
+        200, unit="messages", reason="more of a conversation's end than any default window holds", ge=1
+    )
+    context_reserve: float = setting(
+        0.25, unit="share of the window", reason="kept free for the answer where max_tokens does not say", ge=0, le=0.9
+    )
+    attempts: int = setting(3, unit="attempts", reason="a turn that loses three workers is likely their reason", ge=1)
+    turns_waiting: int = setting(
+        20, unit="turns per session", reason="more than anyone types while an answer runs", ge=1
+    )
+    turns_running: int = setting(
+        0, unit="turns per user", reason="0: no bound, right for one user who may use all slots", ge=0
+    )
+    batch_events: int = setting(256, unit="events", reason="one fsync for all of them; larger gains nothing", ge=1)
+    cached_sessions: int = setting(1000, unit="sessions", reason="folded states kept; about 10 KB each", ge=1)
+    no_worker_s: float = setting(
+        120.0, unit="s", reason="time to start a worker or load a model before a turn fails", ge=0
+    )
+    requeue_s: float = setting(
+        60.0, unit="s", reason="silence after which a turn's context is queued again; harmless if it is there", ge=0
+    )
+    intake_keep_h: float = setting(
+        24.0, unit="h", reason="what the log has consumed stays so long, to restore a backup from", ge=0
+    )
+    outcomes_keep_days: float = setting(7.0, unit="days", reason="who missed a refusal can ask so long", ge=0)
+    accept_gap: bool = setting(
+        False, unit="", reason="an operator's word that the log may go on without events that are gone"
+    )

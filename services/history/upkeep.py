@@ -1,0 +1,119 @@
+"""Steps 5 and 9, history/upkeep: what history does by the clock: deadlines, how full it is, what may be forgotten.
+
+Owns the periodic work. Must never decide about a session: it asks the writer to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import nats.errors
+import structlog
+
+from contracts import subjects
+from contracts.base import dump, time_text
+from contracts.turns import Load, QueueLoad
+from services.history.deadlines import Deadlines
+from services.history.follower import ask_stream
+from services.history.liveness import Workers
+from services.history.scheduler import OpenTurn
+from services.history.writer import Writer
+from services.runtime.bus import Bus, NoAnswer, NotSent
+
+log = structlog.get_logger(__name__)
+
+LOOK_EVERY_S = 1.0
+LOAD_EVERY_S = 1.0
+FORGET_EVERY_S = 3600.0
+ASK_TIMEOUT_S = 5.0
+
+
+class Upkeep:
+    def __init__(self, bus: Bus, writer: Writer, deadlines: Deadlines, folder: Path) -> None:
+        self._bus = bus
+        self._writer = writer
+        self._deadlines = deadlines
+        self._folder = folder
+
+    async def watch_turns(self, workers: Callable[[], Workers], default_model: Callable[[], str | None]) -> None:
+        """Start, queue again or end what has waited too long, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            turns = await self._writer.open_turns()
+            if not self._bus.connected:
+                self._deadlines.reset()
+                continue
+            due = self._deadlines.look(time.monotonic(), turns, workers(), default_model())
+            if due.failed:
+                log.warning("turns_not_taken", turn_ids=[turn.turn_id for turn, _ in due.failed])
+                await self._writer.fail_turns(due.failed)
+            if due.silent:
+                await self._writer.requeue(due.silent)
+            if due.start:
+                await self._writer.start_waiting()
+
+    async def tell_load(self, intake_max_bytes: int) -> None:
+        """Say every second how full it is, for ever: gateways refuse by it before it is too late."""
+        while True:
+            await asyncio.sleep(LOAD_EVERY_S)
+            try:
+                stream = await ask_stream(self._bus)
+            except (NotSent, NoAnswer):
+                continue  # who hears nothing for a while knows as much
+            turns = await self._writer.open_turns()
+            free = await asyncio.to_thread(lambda: shutil.disk_usage(self._folder).free)
+            load = Load(
+                intake_bytes=stream.bytes,
+                intake_max_bytes=intake_max_bytes,
+                disk_free_bytes=free,
+                queues=queues_of(turns),
+            )
+            await self._bus.publish_live(subjects.LOAD, dump(load))
+
+    async def forget(self, intake_keep_h: float, outcomes_keep_days: float) -> None:
+        """Purge what the log has consumed and nobody may need again, for ever."""
+        while True:
+            await self._purge_intake(timedelta(hours=intake_keep_h))
+            await self._writer.drop_outcomes(time_text(datetime.now(UTC) - timedelta(days=outcomes_keep_days)))
+            await asyncio.sleep(FORGET_EVERY_S)
+
+    async def _purge_intake(self, keep: timedelta) -> None:
+        """Behind the cursor, and older than a backup may still need. A failed purge is tried again in an hour."""
+        try:
+            stream = await ask_stream(self._bus)
+            limit = datetime.now(UTC) - keep
+            first = await self._first_after(limit, stream.first_sequence, self._writer.cursor.sequence + 1)
+            if first > stream.first_sequence:
+                jetstream = self._bus.jetstream(ASK_TIMEOUT_S)
+                await jetstream.purge_stream(subjects.INTAKE_STREAM, seq=first)
+                log.info("intake_purged", before_sequence=first)
+        except (NotSent, NoAnswer, nats.errors.Error, OSError) as error:
+            log.warning("intake_not_purged", error=type(error).__name__)
+
+    async def _first_after(self, limit: datetime, low: int, high: int) -> int:
+        """The first sequence in low to high whose message is younger than the limit, by halving."""
+        jetstream = self._bus.jetstream(ASK_TIMEOUT_S)
+        while low < high:
+            middle = (low + high) // 2
+            message = await jetstream.get_msg(subjects.INTAKE_STREAM, seq=middle)
+            if message.time is not None and message.time < limit:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+
+def queues_of(turns: list[OpenTurn]) -> list[QueueLoad]:
+    """How many turns of each model wait or run. A turn without a model waits in history, in no queue."""
+    waiting = Counter(turn.model for turn in turns if turn.model is not None and turn.run is None)
+    running = Counter(turn.model for turn in turns if turn.model is not None and turn.run is not None)
+    return [
+        QueueLoad(model=model, waiting=waiting[model], running=running[model])
+        for model in sorted(waiting.keys() | running.keys())
+    ]

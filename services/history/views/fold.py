@@ -1,0 +1,200 @@
+"""Step 10, history/views (core): what each recorded event changes in the views: sessions, messages, turns.
+
+Owns the fold: the same for an event that has just been recorded and for one that is replayed. Must never do I/O, read a
+clock, or have any effect but the changes it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from contracts.envelope import Event
+from contracts.events import (
+    AnswerCancelled,
+    AnswerCompleted,
+    AnswerFailed,
+    AnswerStarted,
+    ContextAssembled,
+    SessionRenamed,
+    SessionStarted,
+    UserMessageSubmitted,
+)
+
+Table = Literal["sessions", "messages", "turns"]
+Value = str | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A recorded event as a fold needs it."""
+
+    position: int
+    version: int
+    recorded_at: str
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A new row."""
+
+    table: Table
+    row: dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """New values in the row with this key."""
+
+    table: Table
+    key: dict[str, Value]
+    values: dict[str, Value]
+
+
+Change = Put | Set
+# The answer that a session's next message follows; what the views held before this event.
+HeadOf = Callable[[str, str], str | None]
+
+_ENDED = {"answer_completed": "completed", "answer_failed": "failed", "answer_cancelled": "cancelled"}
+
+
+def fold(recorded: Recorded, head_of: HeadOf, encode: Callable[[Any], str]) -> list[Change]:
+    """The changes that one event makes. encode: how a value with parts (usage) is kept in a column."""
+    event = recorded.event
+    data = event.data
+    if isinstance(data, SessionStarted):
+        return [_session(recorded, data)]
+    touched = _touched(recorded)
+    if isinstance(data, SessionRenamed):
+        return [_session_set(recorded, {**touched, "title": data.title})]
+    if isinstance(data, UserMessageSubmitted):
+        return [*_turn(recorded, data, head_of), _session_set(recorded, {**touched, "head": data.answer_id})]
+    if isinstance(data, AnswerCompleted | AnswerFailed | AnswerCancelled):
+        return [*_ended(recorded, data, encode), _session_set(recorded, touched)]
+    if isinstance(data, ContextAssembled):
+        moved: list[Change] = [_turn_set(recorded, {"model": data.model}), _answer_set(recorded, {"model": data.model})]
+        return [*moved, _session_set(recorded, touched)]
+    if isinstance(data, AnswerStarted):
+        values: dict[str, Value] = {"status": "running", "attempt": data.attempt}
+        moved = [_turn_set(recorded, values), _answer_set(recorded, {"status": "running"})]
+        return [*moved, _session_set(recorded, touched)]
+    return [_session_set(recorded, touched)]
+
+
+def _session(recorded: Recorded, data: SessionStarted) -> Put:
+    event = recorded.event
+    return Put(
+        "sessions",
+        {
+            "user_id": event.user_id,
+            "session_id": event.session_id,
+            "name": data.name,
+            "title": data.title,
+            "model": data.model,
+            "system": data.system,
+            "head": None,
+            "version": recorded.version,
+            "position": recorded.position,
+            "created_at": recorded.recorded_at,
+            "updated_at": recorded.recorded_at,
+        },
+    )
+
+
+def _turn(recorded: Recorded, data: UserMessageSubmitted, head_of: HeadOf) -> list[Change]:
+    """A user message, the place of its answer, and the turn that joins them."""
+    event = recorded.event
+    parent = data.parent_id if "parent_id" in data.model_fields_set else head_of(event.user_id, event.session_id)
+    message: dict[str, Value] = {
+        "user_id": event.user_id,
+        "session_id": event.session_id,
+        "message_id": data.message_id,
+        "parent_id": parent,
+        "place": 2 * recorded.position,
+        "role": "user",
+        "text": data.text,
+        "thinking": None,
+        "turn_id": event.turn_id,
+        "status": "recorded",
+        "code": None,
+        "end": None,
+        "model": None,
+        "usage": None,
+        "position": recorded.position,
+        "version": recorded.version,
+        "created_at": recorded.recorded_at,
+    }
+    # The answer stands right behind its message, however many other messages come before it is there.
+    answer = {
+        **message,
+        "message_id": data.answer_id,
+        "parent_id": data.message_id,
+        "place": 2 * recorded.position + 1,
+        "role": "assistant",
+        "text": "",
+        "status": "waiting",
+    }
+    turn: dict[str, Value] = {
+        "user_id": event.user_id,
+        "session_id": event.session_id,
+        "turn_id": event.turn_id,
+        "event_id": event.event_id,
+        "message_id": data.message_id,
+        "answer_id": data.answer_id,
+        "status": "waiting",
+        "attempt": 0,
+        "model": data.model,
+        "code": None,
+        "position": recorded.position,
+        "version": recorded.version,
+        "created_at": recorded.recorded_at,
+        "ended_at": None,
+    }
+    return [Put("messages", message), Put("messages", answer), Put("turns", turn)]
+
+
+def _ended(
+    recorded: Recorded, data: AnswerCompleted | AnswerFailed | AnswerCancelled, encode: Callable[[Any], str]
+) -> list[Change]:
+    status = _ENDED[recorded.event.type]
+    code, end = (None, data.end) if isinstance(data, AnswerCompleted) else (data.code, None)
+    usage = data.usage.model_dump(exclude_none=True) if data.usage is not None else None
+    answer: dict[str, Value] = {
+        "status": status,
+        "code": code,
+        "end": end,
+        "text": data.text or "",
+        "thinking": data.thinking,
+        "usage": encode(usage) if usage is not None else None,
+        "position": recorded.position,
+        "version": recorded.version,
+    }
+    if data.model is not None:
+        answer["model"] = data.model
+    turn: dict[str, Value] = {"status": status, "code": code, "ended_at": recorded.recorded_at}
+    return [_turn_set(recorded, turn), _answer_set(recorded, answer)]
+
+
+def _touched(recorded: Recorded) -> dict[str, Value]:
+    return {"version": recorded.version, "position": recorded.position, "updated_at": recorded.recorded_at}
+
+
+def _session_set(recorded: Recorded, values: dict[str, Value]) -> Set:
+    event = recorded.event
+    return Set("sessions", {"user_id": event.user_id, "session_id": event.session_id}, values)
+
+
+def _turn_set(recorded: Recorded, values: dict[str, Value]) -> Set:
+    event = recorded.event
+    return Set(
+        "turns",
+        {"user_id": event.user_id, "turn_id": event.turn_id},
+        {**values, "version": recorded.version},
+    )
+
+
+def _answer_set(recorded: Recorded, values: dict[str, Value]) -> Set:
+    event = recorded.event
+    return Set("messages", {"user_id": event.user_id, "turn_id": event.turn_id, "role": "assistant"}, values)

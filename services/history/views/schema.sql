@@ -1,0 +1,67 @@
+-- views-N.db: computed from the log, and rebuilt from it whenever it is missing or does not fit.
+
+CREATE TABLE checkpoint (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    position INTEGER NOT NULL,   -- folded so far
+    event_id TEXT                -- and which event was there: another one means another log
+) STRICT;
+
+CREATE TABLE sessions (
+    user_id    TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    name       TEXT,
+    title      TEXT,
+    model      TEXT,
+    system     TEXT,
+    head       TEXT,             -- the answer that the next message follows
+    version    INTEGER NOT NULL,
+    position   INTEGER NOT NULL, -- of its latest event
+    created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    PRIMARY KEY (user_id, session_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX sessions_by_activity ON sessions (user_id, position);
+
+CREATE TABLE messages (
+    user_id    TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    message_id TEXT NOT NULL,
+    parent_id  TEXT,
+    place      INTEGER NOT NULL, -- order within the session: an answer right behind its message
+    role       TEXT NOT NULL,
+    text       TEXT NOT NULL,
+    thinking   TEXT,
+    turn_id    TEXT NOT NULL,
+    status     TEXT NOT NULL,
+    code       TEXT,
+    end        TEXT,
+    model      TEXT,
+    usage      TEXT,
+    position   INTEGER NOT NULL, -- of the event that holds its text
+    version    INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    PRIMARY KEY (user_id, turn_id, role)
+) STRICT;
+
+CREATE UNIQUE INDEX messages_in_order ON messages (user_id, session_id, place);
+
+CREATE TABLE turns (
+    user_id    TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    turn_id    TEXT NOT NULL,
+    event_id   TEXT NOT NULL,
+    message_id TEXT NOT NULL,
+    answer_id  TEXT NOT NULL,
+    status     TEXT NOT NULL,
+    attempt    INTEGER NOT NULL,
+    model      TEXT,
+    code       TEXT,
+    position   INTEGER NOT NULL, -- of its message
+    version    INTEGER NOT NULL, -- of its latest event
+    created_at TEXT NOT NULL,
+    ended_at   TEXT,
+    PRIMARY KEY (user_id, turn_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX turns_in_order ON turns (user_id, session_id, position);

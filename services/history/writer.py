@@ -1,0 +1,94 @@
+"""Steps 8 and 9, history/writer: the recorder in its own thread, and after each commit what follows outside, in order.
+
+Owns the log's thread and the order of commits and effects. Must never let an effect out before its commit, nor go on
+after a LogError: whether the commit is there is not known, so the process ends and the next one reopens the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from contracts.turns import Go, Stop
+from services.history.arrivals import Delivery
+from services.history.batch import Situation
+from services.history.log.port import Cursor
+from services.history.publisher import Publisher
+from services.history.recorder import Committed, Recorder
+from services.history.scheduler import OpenTurn
+
+T = TypeVar("T")
+
+
+class LogThread:
+    """One thread: SQLite's connection lives in it, and whole batches run in it as one function."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """work's result. A caller that is cancelled does not cancel the work: a commit is never left half done."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, work))
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True)
+
+
+class Writer:
+    """All writing goes through here, one transaction at a time."""
+
+    def __init__(
+        self, thread: LogThread, recorder: Recorder, publisher: Publisher, situation: Callable[[], Situation]
+    ) -> None:
+        self._thread = thread
+        self._recorder = recorder
+        self._publisher = publisher
+        self._situation = situation
+        self._order = asyncio.Lock()
+        self.position = recorder.position
+        self.moved = asyncio.Condition()
+
+    @property
+    def cursor(self) -> Cursor:
+        return self._recorder.cursor
+
+    async def record(self, deliveries: list[Delivery], after: Cursor) -> None:
+        """Step 8 for one batch of the intake."""
+        situation = self._situation()
+        await self._commit(lambda: self._recorder.record(deliveries, after, situation))
+
+    async def start_waiting(self) -> None:
+        situation = self._situation()
+        await self._commit(lambda: self._recorder.start_waiting(situation))
+
+    async def fail_turns(self, turns: list[tuple[OpenTurn, str]]) -> None:
+        situation = self._situation()
+        await self._commit(lambda: self._recorder.fail_turns(turns, situation))
+
+    async def requeue(self, turns: list[OpenTurn]) -> None:
+        situation = self._situation()
+        await self._commit(lambda: self._recorder.requeue(turns, situation))
+
+    async def drop_outcomes(self, decided_before: str) -> None:
+        """Forget refusals and no-ops that were decided before this time."""
+        async with self._order:
+            await self._thread.run(lambda: self._recorder.drop_outcomes(decided_before))
+
+    async def word(self, user_id: str, turn_id: str) -> Go | Stop | None:
+        """The turn's word; None while history is catching up: the log does not say it yet."""
+        if self._situation().catching_up:
+            return None
+        return await self._thread.run(lambda: self._recorder.word(user_id, turn_id))
+
+    async def open_turns(self) -> list[OpenTurn]:
+        return await self._thread.run(self._recorder.open_turns)
+
+    async def _commit(self, work: Callable[[], Committed]) -> None:
+        async with self._order:
+            committed = await self._thread.run(work)
+            await self._publisher.carry_out(committed.effects)
+        async with self.moved:
+            self.position = committed.position
+            self.moved.notify_all()
