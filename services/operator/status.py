@@ -1,0 +1,92 @@
+"""`chatlog status`: what history, the broker and the workers say of themselves, gathered in two seconds.
+
+Owns the questions. Must never change anything, and never waits for who does not answer: that is an answer too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.js.api import StreamInfo
+
+from contracts import subjects
+from contracts.errors import ContractError
+from contracts.queries import Failure, StatusReply, read_reply
+from contracts.turns import Presence, read_presence
+from services.runtime.bus import Bus, NoAnswer, NotSent
+from services.runtime.health import Reason, server_reasons
+
+ASK_TIMEOUT_S = 2.0
+# Workers say who they are every 2 s.
+LISTEN_S = 2.2
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What was heard. history None: it did not answer."""
+
+    server: list[Reason]
+    streams: list[StreamInfo]
+    history: StatusReply | None
+    workers: list[Presence]
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+async def gather(bus: Bus, system: Bus, data: Path) -> Status:
+    """Ask everybody at once. Both connections are open."""
+    server, streams, history, workers = await asyncio.gather(
+        server_reasons(system), _streams(bus), _history(bus), listen_for_workers(bus)
+    )
+    sizes = await asyncio.to_thread(sizes_on_disk, data)
+    return Status(server=server, streams=streams, history=history, workers=workers, sizes=sizes)
+
+
+async def listen_for_workers(bus: Bus) -> list[Presence]:
+    """Who is there: everybody says so within LISTEN_S."""
+    heard: dict[str, Presence] = {}
+
+    async def hear(message: Msg) -> None:
+        with contextlib.suppress(ContractError):  # another version's worker: it is not ours to judge here
+            presence = read_presence(message.data)
+            heard[presence.worker_id] = presence
+
+    subscription = await bus.subscribe(subjects.PRESENCE_ALL, hear)
+    await asyncio.sleep(LISTEN_S)
+    await subscription.unsubscribe()
+    return sorted(heard.values(), key=lambda presence: presence.worker_id)
+
+
+def sizes_on_disk(data: Path) -> dict[str, int]:
+    """Bytes under each entry of the data folder, largest first."""
+    sizes = {entry.name: _size(entry) for entry in data.iterdir()} if data.is_dir() else {}
+    return dict(sorted(sizes.items(), key=lambda entry: -entry[1]))
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for each in [path, *path.rglob("*")]:
+        with contextlib.suppress(FileNotFoundError):  # files come and go while we look
+            total += each.lstat().st_blocks * 512
+    return total
+
+
+async def _streams(bus: Bus) -> list[StreamInfo]:
+    found = []
+    for name in (subjects.INTAKE_STREAM, subjects.CONTEXT_STREAM):
+        with contextlib.suppress(nats.errors.Error, OSError):  # a stream that is missing shows as missing
+            found.append(await bus.jetstream(ASK_TIMEOUT_S).stream_info(name))
+    return found
+
+
+async def _history(bus: Bus) -> StatusReply | None:
+    try:
+        raw = await bus.request(subjects.operator_query("status"), b"{}", ASK_TIMEOUT_S)
+        answer = read_reply(StatusReply, raw)
+    except (NotSent, NoAnswer, ContractError):
+        return None
+    return None if isinstance(answer, Failure) else answer

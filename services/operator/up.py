@@ -1,0 +1,38 @@
+"""What `chatlog up` does from the start to the signal: start, show, watch.
+
+Owns the order of what the user sees. The supervisor and the start of the services are stack's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.console import Console
+
+from services.operator.plan import Plan
+from services.operator.show import print_stack
+from services.operator.stack import Stack, run_until_signal
+
+
+async def run_stack(plan: Plan, console: Console) -> None:
+    """Run the stack until a signal. Raises CannotStart."""
+    stack = Stack(plan, console.print)
+    await run_until_signal(stack, _start_and_watch(stack, console))
+    console.print("stopped")
+
+
+async def _start_and_watch(stack: Stack, console: Console) -> None:
+    plan = stack.plan
+    await stack.start()
+    unready = await stack.until_ready()
+    print_stack(console, plan, await stack.processes())
+    for name, reasons in unready.items():
+        console.print(f"{name} is not ready yet: {'; '.join(reasons)}")
+    # Imported once the stack is up: FastStream takes a third of a second, which the start does not wait for.
+    from services.operator.watch import watch_broker
+    from services.runtime.bus import BusAddress
+
+    system = BusAddress(plan.nats_url, plan.settings.operator.nats_system_user, plan.secrets.nats_system_password)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stack.watch())
+        group.create_task(watch_broker(system, plan.folder.broker_store, stack.restart_broker))
