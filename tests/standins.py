@@ -6,9 +6,10 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,11 @@ ROOT: Final = Path(__file__).parent.parent
 START_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 5.0
 CONTROL_TIMEOUT_S: Final = 10.0
+
+
+def plain_client(timeout_s: float, base_url: str = "") -> httpx.AsyncClient:
+    """A client for http only: reading the certificates costs 30 ms a client, and tests make hundreds."""
+    return httpx.AsyncClient(base_url=base_url, timeout=timeout_s, verify=False)
 
 
 class Control:
@@ -105,9 +111,102 @@ async def standin_process(**options: Any) -> AsyncIterator[Standin]:
         assert line, f"the stand-in did not start: exit code {await process.wait()}"
         told = json.loads(line)
         urls = {name: f"http://{told['host']}:{told[name]}" for name in ("ollama", "openai", "control")}
-        async with httpx.AsyncClient(base_url=urls["control"], timeout=CONTROL_TIMEOUT_S) as client:
+        async with plain_client(CONTROL_TIMEOUT_S, urls["control"]) as client:
             yield Standin(process, urls["ollama"], f"{urls['openai']}/v1", urls["control"], Control(client))
     finally:
         if process.returncode is None:
             process.kill()
         await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+
+
+@dataclass
+class Heard:
+    """What a client heard of one answer: `end` is clean, cut, or silent (nothing more within the timeout)."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    head_s: float = 0.0
+    end_s: float = 0.0
+    end: str = "clean"
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """The JSON of each line of NDJSON, or of each data line of SSE."""
+        told = [line.removeprefix("data: ") for line in self.lines]
+        return [json.loads(line) for line in told if line.startswith("{")]
+
+    @property
+    def text(self) -> str:
+        """An Ollama answer's text."""
+        return "".join(told.get("message", {}).get("content", "") for told in self.objects)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.objects[-1]
+
+
+async def chat(url: str, asked: str | Sequence[dict[str, Any]], *, timeout_s: float = 20.0, **fields: Any) -> Heard:
+    """Asks Ollama's /api/chat, or the completions of a URL that ends in /v1, and hears the answer to its end."""
+    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
+    body = {"model": "smollm2:135m", "messages": messages, **fields}
+    path = "/chat/completions" if url.endswith("/v1") else "/api/chat"
+    heard = Heard()
+    received = bytearray()
+    began = time.monotonic()
+    async with plain_client(timeout_s) as client:
+        try:
+            async with client.stream("POST", f"{url}{path}", json=body) as answer:
+                heard.head_s = time.monotonic() - began
+                heard.status, heard.headers = answer.status_code, dict(answer.headers)
+                async for part in answer.aiter_raw():
+                    received += part
+        except httpx.ReadTimeout:
+            heard.end = "silent"
+        except httpx.TransportError:
+            heard.end = "cut"
+    heard.end_s = time.monotonic() - began
+    heard.lines = [line for line in received.decode("utf-8", "replace").split("\n") if line]
+    return heard
+
+
+@asynccontextmanager
+async def half_heard(url: str, asked: str, *, lines: int, **fields: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """An answer of Ollama's wire that is heard up to so many lines; its connection closes where the block ends."""
+    body = {"model": "smollm2:135m", "messages": [{"role": "user", "content": asked}], **fields}
+    async with (
+        plain_client(20.0) as client,
+        client.stream("POST", f"{url}/api/chat", json=body) as answer,
+    ):
+        heard = 0
+        async for part in answer.aiter_raw():
+            heard += part.count(b"\n")
+            if heard >= lines:
+                break
+        yield client
+
+
+async def raw(url: str, request: bytes, *, until: bytes | None = None, timeout_s: float = 10.0) -> bytes:
+    """Sends bytes as they are and gives back all bytes received, up to the connection's end or to `until`."""
+    parts = httpx.URL(url)
+    reader, writer = await asyncio.open_connection(parts.host, parts.port)
+    received = bytearray()
+    try:
+        writer.write(request)
+        while until is None or until not in received:
+            part = await asyncio.wait_for(reader.read(65536), timeout_s)
+            if not part:
+                break
+            received += part
+    except ConnectionResetError:
+        received += b"<reset>"
+    finally:
+        writer.close()
+    return bytes(received)
+
+
+def post(path: str, body: Any, *, host: str = "localhost") -> bytes:
+    """An HTTP/1.1 request as bytes."""
+    payload = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}"
+    return head.encode() + b"\r\n\r\n" + payload
