@@ -1,0 +1,134 @@
+"""The supervisor and its leash, as real processes: what dies is started again, and a killed parent leaves no orphan."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from services.operator.folder import DataFolder
+from services.operator.programs import Program, leashed
+from services.operator.supervisor import Supervisor, SupervisorGone, render
+from tests.polling import eventually
+
+# Says who it is and what it was given, then lives until it is told to end.
+CHILD = (
+    "import os, signal, sys; "
+    "print(os.getpid(), os.environ.get('CHATLOG_SAMPLE'), os.environ.get('CHATLOG_SECRET'), flush=True); "
+    "signal.pause()"
+)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def command_lines() -> list[bytes]:
+    """Of every process of this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_bytes())
+    return found
+
+
+@contextmanager
+def supervised(folder: DataFolder, *programs: Program) -> Iterator[subprocess.Popen[bytes]]:
+    folder.create()
+    folder.write_private(folder.supervisor_config, render(folder, programs))
+    command = leashed(
+        sys.executable, "-m", "supervisor.supervisord", "-c", str(folder.supervisor_config), supervisor=True
+    )
+    environment = {**os.environ, "CHATLOG_SECRET": "canary 100%", "CHATLOG_SUPERVISOR_PID": str(os.getpid())}
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def sample(name: str, **environment: str) -> Program:
+    return Program(name, leashed(sys.executable, "-c", CHILD), at_once=True, environment=environment)
+
+
+async def _pids(supervisor: Supervisor, *names: str) -> dict[str, int]:
+    def running() -> dict[str, int]:
+        try:
+            found = {each.name: each.pid for each in supervisor.processes() if each.running and each.pid}
+        except SupervisorGone:
+            return {}
+        return found if set(found) == set(names) else {}
+
+    return await eventually(running, reason=f"{names} run")
+
+
+async def test_a_killed_child_is_started_again_and_a_stop_ends_all(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    with supervised(folder, sample("first"), sample("second")) as process:
+        supervisor = Supervisor(folder)
+        before = await _pids(supervisor, "first", "second")
+        os.kill(before["first"], signal.SIGKILL)
+
+        def again() -> int:
+            found = {each.name: each.pid for each in supervisor.processes() if each.running}
+            return found.get("first", 0) if found.get("first") != before["first"] else 0
+
+        assert await eventually(again, reason="the killed child runs again")
+        last = await _pids(supervisor, "first", "second")
+        assert last["second"] == before["second"]
+        supervisor.shutdown()
+        await eventually(lambda: process.poll() is not None, reason="the supervisor ends")
+        assert not any(alive(pid) for pid in last.values())
+
+
+async def test_secrets_reach_a_child_by_its_environment_only(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    with supervised(folder, sample("only", CHATLOG_SAMPLE="unix:/a b/100%.sock")):
+        pid = (await _pids(Supervisor(folder), "only"))["only"]
+        log = folder.logs / "only.log"
+        line = await eventually(lambda: log.exists() and log.read_text().strip(), reason="the child spoke")
+        assert line == f"{pid} unix:/a b/100%.sock canary 100%"
+        assert "canary" not in folder.supervisor_config.read_text()
+        assert not any(b"canary 100%" in each for each in command_lines())
+        assert folder.supervisor_socket.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_dead_supervisor_leaves_no_orphan(tmp_path: Path, number: signal.Signals) -> None:
+    folder = DataFolder(tmp_path / "data")
+    with supervised(folder, sample("first"), sample("second")) as process:
+        pids = await _pids(Supervisor(folder), "first", "second")
+        process.send_signal(number)
+        await eventually(lambda: not any(alive(pid) for pid in pids.values()), reason="the children end")
+
+
+def test_a_killed_parent_of_the_supervisor_leaves_no_orphan() -> None:
+    starter = (
+        "import os, subprocess, sys; os.environ['CHATLOG_SUPERVISOR_PID'] = str(os.getpid()); "
+        "subprocess.Popen(sys.argv[1:]).wait()"
+    )
+    command = leashed(sys.executable, "-c", CHILD, supervisor=True)
+    with subprocess.Popen([sys.executable, "-c", starter, *command], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline().split()[0])
+        assert alive(child)
+        parent.kill()
+        # The child held the pipe: it is read to its end only once the child has ended.
+        assert parent.stdout.read() == b""
+
+
+def test_an_orphan_does_not_start() -> None:
+    environment = {**os.environ, "CHATLOG_SUPERVISOR_PID": "1"}
+    command = leashed("/bin/echo", "started")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "the supervisor is gone\n")

@@ -1,0 +1,60 @@
+"""All settings together: what `chatlog settings` prints and what `chatlog up` refuses before anything runs."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from services.operator import settings as stack
+from services.operator.settings import CLASSES, load_all, parse_flags, rows
+from services.runtime.settings import SettingsError, fields_of, unit_of
+from services.runtime.version import VERSION
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_each_setting_is_shown_once() -> None:
+    names = [row.name for _, part in rows({}) for row in part]
+    assert sorted(names) == sorted(fields_of(CLASSES))
+
+
+def test_a_setting_that_two_services_have_has_one_unit() -> None:
+    for each in CLASSES:
+        for name, field in each.model_fields.items():
+            assert unit_of(field) == unit_of(fields_of(CLASSES)[name]), name
+
+
+def test_a_key_that_nobody_has_stops_the_command() -> None:
+    Path("chatlog.toml").write_text("gateway_prot = 1\n")
+    with pytest.raises(SettingsError, match="gateway_prot is not a setting"):
+        load_all({})
+
+
+def test_a_flag_reaches_every_class_that_has_it() -> None:
+    settings = load_all(parse_flags(["--data-dir", "/tmp/d", "--gateway-port", "9000", "--slots=4"]))
+    assert str(settings.history.data_dir) == str(settings.operator.data_dir) == "/tmp/d"
+    assert (settings.gateway.gateway_port, settings.inference.slots) == (9000, 4)
+
+
+def test_the_kinds_of_model_server_that_only_we_know_do_not_stop_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATLOG_MODEL_SERVER", "box")
+    assert load_all({}).operator.model_server == "box"
+    assert {row.name: row.value for _, part in rows({}) for row in part}["model_server"] == "box"
+
+
+def test_a_misspelt_variable_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATLOG_GATEWAY_PROT", "1")
+    monkeypatch.setenv("CHATLOG_CONFIG", "")
+    assert "CHATLOG_GATEWAY_PROT" in stack.unknown_variables()
+    assert "CHATLOG_CONFIG" not in stack.unknown_variables()
+
+
+def test_there_is_one_version() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION
