@@ -20,6 +20,9 @@ START_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 5.0
 CONTROL_TIMEOUT_S: Final = 10.0
 
+QUICK: Final[dict[str, Any]] = {"load_s": 0, "token_gap_ms": 0.2}
+"""Options for a test to which time does not matter: an answer takes some 20 ms instead of half a second."""
+
 
 def plain_client(timeout_s: float, base_url: str = "") -> httpx.AsyncClient:
     """A client for http only: reading the certificates costs 30 ms a client, and tests make hundreds."""

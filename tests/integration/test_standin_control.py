@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.standins import Standin, chat, plain_client, post, raw, standin_process
+from tests.standins import QUICK, Standin, chat, plain_client, post, raw, standin_process
 
 
 def all_urls(standin: Standin) -> list[str]:
@@ -13,7 +13,7 @@ def all_urls(standin: Standin) -> list[str]:
 
 
 async def test_the_report_tells_what_was_asked_and_what_came_of_it() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         before = time.monotonic()
         await chat(standin.ollama_url, "hi", options={"num_predict": 5, "seed": 7}, truncate=False, keep_alive="2m")
         report = await standin.control.report(messages=True)
@@ -34,7 +34,7 @@ async def test_the_report_tells_what_was_asked_and_what_came_of_it() -> None:
 
 
 async def test_refused_requests_are_reported_with_what_could_be_read() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await chat(standin.ollama_url, "hi", model="nosuch")
         await raw(standin.ollama_url, post("/api/chat", [1]), until=b"cannot unmarshal")
         records = await standin.control.requests()
@@ -42,7 +42,7 @@ async def test_refused_requests_are_reported_with_what_could_be_read() -> None:
 
 
 async def test_a_script_is_told_word_for_word_with_thinking_on_both_wires() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.script(["one", " two"], thinking=["hm", " so"], model="thinker", times=2)
         heard = await chat(standin.ollama_url, "hi", model="thinker")
         told = [line["message"] for line in heard.objects]
@@ -55,7 +55,7 @@ async def test_a_script_is_told_word_for_word_with_thinking_on_both_wires() -> N
 
 
 async def test_stop_strings_across_pieces_end_a_script() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.script(["a", "b EN", "D c"])
         heard = await chat(standin.ollama_url, "hi", options={"stop": ["END"]})
         assert (heard.text, heard.last["done_reason"]) == ("ab ", "stop")
@@ -83,7 +83,7 @@ REFUSED: list[tuple[str, Any]] = [
 
 
 async def test_the_control_plane_refuses_what_it_does_not_know() -> None:
-    async with standin_process() as standin, plain_client(5.0, standin.control_url) as client:
+    async with standin_process(**QUICK) as standin, plain_client(5.0, standin.control_url) as client:
         for path, body in REFUSED:
             answer = await client.post(path, json=body)
             assert answer.status_code in (400, 404), (path, body)
@@ -95,7 +95,7 @@ FOREIGN_HOSTS = ["evil.example", "evil.example:11434", "127.0.0.1.evil.example",
 
 
 async def test_a_foreign_host_is_refused_on_every_listener() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         for host in FOREIGN_HOSTS:
             for url in all_urls(standin):
                 request = f"GET /api/tags HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
@@ -106,7 +106,7 @@ async def test_a_foreign_host_is_refused_on_every_listener() -> None:
 
 
 async def test_a_foreign_origin_is_refused_on_every_listener() -> None:
-    async with standin_process() as standin, plain_client(5.0) as client:
+    async with standin_process(**QUICK) as standin, plain_client(5.0) as client:
         for url, path in zip(all_urls(standin), ("/api/tags", "/v1/models", "/report"), strict=True):
             assert (await client.get(url + path)).status_code == 200
             refused = await client.get(url + path, headers={"Origin": "http://evil.example"})
@@ -114,6 +114,6 @@ async def test_a_foreign_origin_is_refused_on_every_listener() -> None:
 
 
 async def test_what_is_no_http_is_refused_and_the_stand_in_lives() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         assert (await raw(standin.ollama_url, b"\x00\xff nonsense\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
         assert (await chat(standin.ollama_url, "hi")).status == 200

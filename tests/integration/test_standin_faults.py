@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.standin.faults import STATUS_ROWS
-from tests.standins import Standin, chat, post, raw, standin_process
+from tests.standins import QUICK, Standin, chat, post, raw, standin_process
 
 ASKED: dict[str, Any] = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "hi"}]}
 ODD = ["plain", "\u0085", "\u2028", "\u2029", "<&>", "😀", "é", "中文", '"\\\n\t', "\x00"]
@@ -24,7 +24,7 @@ async def outcome(standin: Standin) -> str:
 
 
 async def test_every_status_row_comes_before_the_stream_with_its_own_body() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         for name, row in STATUS_ROWS.items():
             await standin.control.fault("status", row=name, wire="ollama")
             heard = await chat(standin.ollama_url, "hi")
@@ -35,7 +35,7 @@ async def test_every_status_row_comes_before_the_stream_with_its_own_body() -> N
 
 
 async def test_on_openais_wire_a_status_row_is_an_error_object_and_may_say_retry_after() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         for name, status in (("too_many", 429), ("busy", 503)):
             await standin.control.fault("status", row=name, headers={"Retry-After": "2"})
             heard = await chat(standin.openai_url, "hi")
@@ -44,7 +44,7 @@ async def test_on_openais_wire_a_status_row_is_an_error_object_and_may_say_retry
 
 
 async def test_an_empty_clean_end_is_a_status_of_200_without_a_body() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.fault("status", status=200, body="", headers={"Content-Type": "text/event-stream"})
         heard = await chat(standin.openai_url, "hi", stream=True)
         assert (heard.status, heard.end, heard.lines) == (200, "clean", [])
@@ -52,7 +52,7 @@ async def test_an_empty_clean_end_is_a_status_of_200_without_a_body() -> None:
 
 
 async def test_an_error_line_is_the_last_of_a_clean_200() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.fault("error_line", after=3, text="it broke", wire="ollama")
         heard = await chat(standin.ollama_url, "hi")
         assert (heard.status, heard.end, len(heard.lines)) == (200, "clean", 4)
@@ -67,7 +67,7 @@ async def test_an_error_line_is_the_last_of_a_clean_200() -> None:
 
 
 async def test_a_clean_end_without_its_word_on_both_wires() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.fault("clean_end", after=3, times=None)
         native = await chat(standin.ollama_url, "hi")
         assert (native.end, len(native.lines)) == ("clean", 3)
@@ -81,7 +81,7 @@ async def test_a_clean_end_without_its_word_on_both_wires() -> None:
 
 @pytest.mark.parametrize("kind", ["reset", "cut"])
 async def test_a_stream_that_is_lost_in_the_middle(kind: str) -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.fault(kind, after=3, times=None)
         for url in urls(standin):
             heard = await chat(url, "hi", stream=True)
@@ -91,7 +91,7 @@ async def test_a_stream_that_is_lost_in_the_middle(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["reset", "cut"])
 async def test_a_connection_that_is_lost_before_any_header(kind: str) -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.fault(kind, after=None, times=None)
         for url in urls(standin):
             heard = await chat(url, "hi", stream=True)
@@ -99,7 +99,7 @@ async def test_a_connection_that_is_lost_before_any_header(kind: str) -> None:
 
 
 async def test_a_reset_is_a_reset_and_a_cut_ends_inside_a_chunk() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.fault("reset", after=2)
         assert (await raw(standin.ollama_url, post("/api/chat", ASKED))).endswith(b"<reset>")
         await standin.control.fault("cut", after=2)
@@ -109,7 +109,7 @@ async def test_a_reset_is_a_reset_and_a_cut_ends_inside_a_chunk() -> None:
 
 
 async def test_a_stall_lasts_as_long_as_was_asked_or_for_ever() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.fault("stall", after=2, seconds=0.4, times=2)
         for url in urls(standin):
             heard = await chat(url, "hi", stream=True)
@@ -121,7 +121,7 @@ async def test_a_stall_lasts_as_long_as_was_asked_or_for_ever() -> None:
 
 
 async def test_a_hang_comes_before_the_headers() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.fault("hang", seconds=0.4)
         assert (await chat(standin.ollama_url, "hi")).head_s >= 0.4
         await standin.control.fault("hang", times=None)
@@ -139,7 +139,7 @@ async def test_a_slow_drip_waits_before_each_piece() -> None:
 
 @pytest.mark.parametrize("size", [1, 7])
 async def test_any_split_of_the_bytes_gives_the_same_answer_and_may_cut_a_character(size: int) -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.script(ODD, times=None)
         whole = await chat(standin.ollama_url, "hi")
         await standin.control.fault("split", size=size, times=None)
@@ -153,7 +153,7 @@ async def test_any_split_of_the_bytes_gives_the_same_answer_and_may_cut_a_charac
 
 
 async def test_odd_characters_are_escaped_as_go_does_and_plain_elsewhere() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.script(ODD, times=None)
         native = await raw(standin.ollama_url, post("/api/chat", ASKED), until=b"\r\n0\r\n\r\n")
         for escaped in (rb"\u2028", rb"\u2029", rb"\u003c\u0026\u003e", rb"\u0000"):
@@ -169,7 +169,7 @@ async def test_odd_characters_are_escaped_as_go_does_and_plain_elsewhere() -> No
 
 
 async def test_a_line_of_a_megabyte() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.script(["a", "b" * 1_000_000, "c"], times=2)
         assert len((await chat(standin.ollama_url, "hi")).text) == 1_000_002
         heard = await chat(standin.openai_url, "hi", stream=True)
@@ -177,7 +177,7 @@ async def test_a_line_of_a_megabyte() -> None:
 
 
 async def test_faults_meet_the_nth_request_a_model_a_wire_or_a_marker() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         await standin.control.fault("status", row="busy", nth=2)
         assert [(await chat(standin.ollama_url, "hi")).status for _ in range(3)] == [200, 503, 200]
         await standin.control.fault("status", row="busy", model="other", times=None)
@@ -192,7 +192,7 @@ async def test_faults_meet_the_nth_request_a_model_a_wire_or_a_marker() -> None:
 
 
 async def test_plain_pages_have_faults_too() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         tags = b"GET /api/tags HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         models = tags.replace(b"/api/tags", b"/v1/models")
         await standin.control.fault("status", row="proxy_502", route="tags")

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from tests.integration.test_standin_slots import running, warm
-from tests.standins import Heard, Standin, chat, plain_client, post, raw, standin_process
+from tests.standins import QUICK, Heard, Standin, chat, plain_client, post, raw, standin_process
 
 STREAM: dict[str, Any] = {"stream": True, "max_tokens": 5}
 
@@ -22,7 +22,7 @@ def reasons(heard: Heard) -> list[str]:
 
 
 async def test_a_stream_has_role_pieces_reason_usage_if_asked_and_done() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         plain = await chat(standin.openai_url, "hi", **STREAM)
         assert plain.headers["content-type"] == "text/event-stream"
         assert plain.objects[0]["choices"][0]["delta"] == {"role": "assistant", "content": None}
@@ -40,7 +40,7 @@ async def test_a_stream_has_role_pieces_reason_usage_if_asked_and_done() -> None
 
 
 async def test_an_answer_that_is_not_streamed_says_the_same() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         streamed = await chat(standin.openai_url, "hi", stream=True)
         whole = (await chat(standin.openai_url, "hi")).last
         assert whole["choices"][0]["message"]["content"] == "".join(deltas(streamed, "content"))
@@ -63,7 +63,7 @@ async def test_headers_come_with_the_slot_before_the_prompt_is_read() -> None:
 
 
 async def test_dialects_of_other_servers() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
 
         async def spoken(**dialect: Any) -> Heard:
             await standin.control.fault("dialect", dialect=dialect)
@@ -104,7 +104,7 @@ async def test_thinking_has_a_field_of_its_own_in_either_spelling() -> None:
 
 
 async def test_refusals_are_llama_cpps() -> None:
-    async with standin_process(window=512) as standin:
+    async with standin_process(window=512, **QUICK) as standin:
         long = await chat(standin.openai_url, "word " * 600, **STREAM)
         error = long.last["error"]
         assert (long.status, error["type"], error["n_ctx"]) == (400, "exceed_context_size_error", 512)

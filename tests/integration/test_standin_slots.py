@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from tests.polling import eventually
-from tests.standins import Standin, chat, plain_client, post, raw, standin_process
+from tests.standins import QUICK, Standin, chat, plain_client, post, raw, standin_process
 
 SHORT: dict[str, Any] = {"options": {"num_predict": 3}}
 LONG: dict[str, Any] = {"options": {"num_predict": 40}}
@@ -135,7 +135,7 @@ async def test_a_model_is_unloaded_once_its_keep_alive_has_passed() -> None:
 
 
 async def test_one_connection_serves_a_second_chat_after_a_stream() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         body = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "hi"}], **SHORT}
         last = {**body, "options": {"num_predict": 2}}
         closing = post("/api/chat", last).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
@@ -146,7 +146,7 @@ async def test_one_connection_serves_a_second_chat_after_a_stream() -> None:
 
 
 async def test_the_same_seed_tells_the_same_text_cold_and_warm_and_another_tells_another() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         same = [(await chat(standin.ollama_url, "hi", options={"seed": 42})).text for _ in range(2)]
         other = (await chat(standin.ollama_url, "hi", options={"seed": 43})).text
         assert same[0] == same[1] != other

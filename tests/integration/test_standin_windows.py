@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tests.integration.test_standin_slots import loaded
-from tests.standins import Standin, chat, standin_process
+from tests.standins import QUICK, Standin, chat, standin_process
 
 SHORT: dict[str, Any] = {"num_predict": 4, "seed": 1}
 MANY: list[dict[str, Any]] = [
@@ -22,7 +22,7 @@ async def window_in_force(standin: Standin) -> int:
 
 
 async def test_messages_are_dropped_from_the_front_in_silence() -> None:
-    async with standin_process(window=512) as standin:
+    async with standin_process(window=512, **QUICK) as standin:
         heard = await chat(standin.ollama_url, MANY, options=SHORT)
         assert (heard.status, heard.last["done_reason"]) == (200, "length")
         assert 450 < heard.last["prompt_eval_count"] < 512
@@ -30,7 +30,7 @@ async def test_messages_are_dropped_from_the_front_in_silence() -> None:
 
 
 async def test_truncate_false_is_llama_servers_json_as_a_string() -> None:
-    async with standin_process(window=512) as standin:
+    async with standin_process(window=512, **QUICK) as standin:
         for asked in (MANY, ONE_LONG):
             heard = await chat(standin.ollama_url, asked, truncate=False, options=SHORT)
             assert (heard.status, heard.headers["content-type"]) == (400, "application/json")
@@ -41,7 +41,7 @@ async def test_truncate_false_is_llama_servers_json_as_a_string() -> None:
 
 
 async def test_one_message_over_the_window_is_cut_to_half_of_it() -> None:
-    async with standin_process(window=512) as standin:
+    async with standin_process(window=512, **QUICK) as standin:
         heard = await chat(standin.ollama_url, ONE_LONG, options=SHORT)
         assert (heard.status, heard.last["prompt_eval_count"]) == (200, 258)
 
@@ -74,7 +74,7 @@ async def test_num_ctx_asked_and_not_asked_again_reloads_both_times() -> None:
 
 
 async def test_a_megabyte_is_cut_to_half_the_window_in_silence() -> None:
-    async with standin_process() as standin:
+    async with standin_process(**QUICK) as standin:
         heard = await chat(standin.ollama_url, "word " * 200_000, options=SHORT)
         assert (heard.status, heard.last["prompt_eval_count"]) == (200, 2050)
 
