@@ -1,0 +1,68 @@
+"""Step 4, gateway/api/outcomes: how an accepted send is told over HTTP: its key, its outcome, where to ask.
+
+Owns the answer to a send that was recorded, refused or not yet decided. Must never say recorded of what is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
+from contracts.turns import OutcomeMessage
+from services.gateway.api.problems import of_refusal
+from services.gateway.api.requests import KEY_HEADER, key_of
+from services.gateway.bus import Sent
+from services.gateway.intake import Refused
+from services.gateway.parts import Parts
+
+
+async def keyed(request: Request, parts: Parts, act: Callable[[str], Awaitable[Response]]) -> Response:
+    """Act under the client's key, or a new one, and tell it: with it the client may repeat the request."""
+    key = key_of(request) or parts.sends.new_key()
+    try:
+        response = await act(key)
+    except Refused as refusal:
+        response = of_refusal(refusal)
+    response.raw_headers.append((KEY_HEADER.lower().encode(), key.encode()))
+    return response
+
+
+def refusal_of(outcome: OutcomeMessage) -> Refused:
+    """The refusal that history recorded."""
+    return Refused(
+        outcome.code,  # type: ignore[arg-type]  # history writes codes of contracts/errors only
+        event_id=outcome.event_id,
+        turn_id=outcome.turn_id,
+    )
+
+
+def recorded(sent: Sent, outcome: OutcomeMessage) -> dict[str, Any]:
+    """What a client is told of a message that is in the log."""
+    return {
+        "status": "recorded",
+        "event_id": sent.event.event_id,
+        "turn_id": sent.event.turn_id,
+        "session_id": sent.event.session_id,
+        "position": outcome.position,
+        "version": outcome.version,
+    }
+
+
+def accepted(sent: Sent) -> Response:
+    """202: durable, and not decided yet. The Location holds all that any gateway needs to answer."""
+    body = {
+        "status": "accepted",
+        "event_id": sent.event.event_id,
+        "turn_id": sent.event.turn_id,
+        "session_id": sent.event.session_id,
+    }
+    return JSONResponse(body, status_code=202, headers={"Location": turn_address(sent)})
+
+
+def turn_address(sent: Sent) -> str:
+    asked = urlencode({"event_id": sent.event.event_id, "data_hash": sent.event.data_hash})
+    return f"/v1/sessions/{sent.event.session_id}/turns/{sent.event.turn_id}?{asked}"

@@ -1,0 +1,109 @@
+"""Step 2, gateway/api/requests: what a route reads of a request: user, key, body, what is accepted, cursor.
+
+Owns the shapes of bodies and the strictness with which they are read. The client's own JSON goes on unchanged: a model
+checks it, and what is written is what was sent. Must never fill in a default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import Field, ValidationError
+
+from contracts.base import KEY_BYTES, Contract, Key, ModelName, Text, Uuid, parse
+from contracts.errors import ContractError
+from contracts.events import Options
+from services.gateway.api.problems import where_of
+from services.gateway.auth import authenticate
+from services.gateway.intake import Refused
+from services.gateway.parts import Parts
+
+T = TypeVar("T", bound=Contract)
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+KEY_HEADER = "Idempotency-Key"
+
+
+class SessionBody(Contract):
+    """A session to create, or to resume by its name."""
+
+    name: Key | None = None
+    title: Annotated[Text, Field(max_length=200)] | None = None
+    model: ModelName | None = None
+    system: Annotated[Text, Field(max_length=100_000)] | None = None
+
+
+class TitleBody(Contract):
+    title: Annotated[Text, Field(max_length=200)]
+
+
+class MessageBody(Contract):
+    """A message. parent_id left out: after the session's last answer; null: a new beginning."""
+
+    text: Text
+    parent_id: Uuid | None = None
+    model: ModelName | None = None
+    options: Options | None = None
+    on_busy: Literal["queue"] | None = None
+
+
+def parts_of(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+def user_of(request: Request) -> str:
+    return authenticate(request.scope["headers"])
+
+
+CurrentUser = Annotated[str, Depends(user_of)]
+Gateway = Annotated[Parts, Depends(parts_of)]
+
+
+def key_of(request: Request) -> str | None:
+    """The client's idempotency key. Raises Refused(bad_request)."""
+    values = [value for name, value in request.scope["headers"] if name == KEY_HEADER.lower().encode()]
+    if not values:
+        return None
+    try:
+        key: str = values[0].decode()
+    except UnicodeDecodeError as error:
+        raise Refused("bad_request", f"{KEY_HEADER}: not UTF-8") from error
+    if len(values) > 1 or not 1 <= len(values[0]) <= KEY_BYTES:
+        raise Refused("bad_request", f"{KEY_HEADER}: once, of 1 to {KEY_BYTES} bytes")
+    return key
+
+
+async def read_body(request: Request, shape: type[T]) -> dict[str, Any]:
+    """The body as the client sent it, once it has the documented shape. Raises Refused."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+        raise Refused("unsupported_media_type")
+    try:
+        given = parse(await request.body())
+        shape.model_validate(given)
+    except ContractError as error:
+        raise Refused("bad_request", error.reason) from error
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        raise Refused("bad_request", where_of(problems)) from error
+    assert isinstance(given, dict)
+    return given
+
+
+def check_accepts(request: Request, media_type: str) -> None:
+    """Raises Refused(not_acceptable) where the client takes no such answer."""
+    if not _accepts(request, media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
+        raise Refused("not_acceptable")
+
+
+def wants_stream(request: Request) -> bool:
+    """Whether the client names text/event-stream itself: a wildcard is no wish for a stream."""
+    return bool(request.headers.get("accept")) and _accepts(request, EVENT_STREAM)
+
+
+def _accepts(request: Request, *media_types: str) -> bool:
+    accept = request.headers.get("accept", "")
+    named = {part.partition(";")[0].strip().lower() for part in accept.split(",")} - {""}
+    return not named or not named.isdisjoint(media_types)

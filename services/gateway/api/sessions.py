@@ -1,0 +1,90 @@
+"""Steps 1 and 2, gateway/api/sessions: create, resume, list, get and rename sessions.
+
+Owns the session routes. Must never decide whether a session exists: history does, and a name is only another id.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query, Request
+from starlette.responses import JSONResponse, Response
+
+from contracts.frames import EventFrame
+from contracts.queries import PAGE_ROWS, SessionRow, SessionsReply
+from contracts.turns import OutcomeMessage
+from services.gateway.api.outcomes import keyed, refusal_of
+from services.gateway.api.requests import (
+    JSON,
+    CurrentUser,
+    Gateway,
+    SessionBody,
+    TitleBody,
+    check_accepts,
+    read_body,
+)
+from services.gateway.bus import Sent
+from services.gateway.parts import Parts
+from services.gateway.sends import session_id_of
+
+
+async def create_session(request: Request, user_id: CurrentUser, parts: Gateway) -> Response:
+    """Create a session, or resume the one of this name: 201 where it is new, 200 where it was there."""
+    check_accepts(request, JSON)
+
+    async def create(key: str) -> Response:
+        sent = await parts.sends.session(user_id, key, await read_body(request, SessionBody))
+        return await _session_response(parts, user_id, sent)
+
+    return await keyed(request, parts, create)
+
+
+async def rename_session(request: Request, session: str, user_id: CurrentUser, parts: Gateway) -> Response:
+    """Change a session's title."""
+    check_accepts(request, JSON)
+
+    async def rename(key: str) -> Response:
+        given = await read_body(request, TitleBody)
+        sent = await parts.sends.rename(user_id, session_id_of(user_id, session), key, given)
+        return await _session_response(parts, user_id, sent)
+
+    return await keyed(request, parts, rename)
+
+
+async def list_sessions(
+    user_id: CurrentUser,
+    parts: Gateway,
+    limit: Annotated[int, Query(ge=1, le=PAGE_ROWS)] = 50,
+    before: Annotated[str | None, Query(max_length=100)] = None,
+) -> SessionsReply:
+    """The user's sessions, newest activity first. before: next of the page before."""
+    return await parts.history.sessions(user_id, limit, before)
+
+
+async def get_session(session: str, user_id: CurrentUser, parts: Gateway) -> SessionRow:
+    """One session, by its id or as name:<its name>."""
+    return await parts.history.session(user_id, session_id_of(user_id, session))
+
+
+async def _session_response(parts: Parts, user_id: str, sent: Sent) -> Response:
+    """The session once the event is recorded; 202 where that takes longer."""
+    session_id = sent.event.session_id
+    outcome = await sent.outcome_within(parts.settings.gateway_outcome_s)
+    if outcome is None:
+        accepted = {"status": "accepted", "session_id": session_id, "event_id": sent.event.event_id}
+        return JSONResponse(accepted, status_code=202, headers={"Location": f"/v1/sessions/{session_id}"})
+    if not outcome.recorded:
+        raise refusal_of(outcome)
+    row = await parts.history.session(user_id, session_id)
+    parts.sends.know(user_id, row)
+    status = 201 if await _began_with(parts, user_id, outcome) else 200
+    return JSONResponse(row.model_dump(mode="json"), status_code=status)
+
+
+async def _began_with(parts: Parts, user_id: str, outcome: OutcomeMessage) -> bool:
+    """Whether the session is new with this very event: for a live session a start is recorded without a row."""
+    if outcome.version != 1:
+        return False
+    page = await parts.history.events(user_id, outcome.session_id, after=0, limit=1)
+    first = [EventFrame.model_validate_json(raw) for raw in page.frames]
+    return any(frame.event["event_id"] == outcome.event_id for frame in first)
