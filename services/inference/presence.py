@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 PROBE_EVERY_S = 5.0
 # A sick server is asked more often: until it answers, nobody is served.
 PROBE_SICK_EVERY_S = 1.0
+# Each model costs a consumer and a waiting pull; the broker takes 1 000 consumers for a stream.
+MAX_MODELS = 200
+MAX_NAME_CHARS = 200
 OK = "ok"
 
 
@@ -58,10 +61,11 @@ class Beacon:
     def well(self) -> bool:
         return self.server == OK
 
-    def loaded(self, model: str) -> bool:
-        """Whether the server has the model in memory, as far as it tells: of its API only Ollama's does."""
+    async def is_loaded(self, model: str) -> bool:
+        """Whether the server has the model in memory: asked now, and of Ollama only, whose API alone tells."""
         if self._identity.server_kind != "ollama":
             return True
+        await self._probe()
         return any(known.name == model and known.window is not None for known in self.models)
 
     def begin(self, run_id: str, turn_id: str) -> None:
@@ -110,7 +114,7 @@ class Beacon:
             self._become(self.models, failure.code)
             return
         if losses == self._losses:
-            self._become(tuple(models), OK)
+            self._become(_offered(models), OK)
 
     def _become(self, models: tuple[Model, ...], server: str) -> None:
         if (models, server) == (self.models, self.server):
@@ -137,6 +141,12 @@ class Beacon:
             runs=[RunPresence(turn_id=turn_id, run=run_id) for run_id, turn_id in self._runs.items()],
             stopping=self.stopping,
         )
+
+
+def _offered(models: list[Model]) -> tuple[Model, ...]:
+    """The models that can be asked for by name; of a hosted server's hundreds, the first so many."""
+    named = [model for model in models if 1 <= len(model.name) <= MAX_NAME_CHARS]
+    return tuple(sorted(named, key=lambda model: model.name)[:MAX_MODELS])
 
 
 async def _at_most(event: asyncio.Event, seconds: float) -> None:

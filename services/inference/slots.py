@@ -28,6 +28,8 @@ from services.runtime.bus import Bus
 
 log = structlog.get_logger(__name__)
 
+# A model in memory says something sooner, or is busy with other requests: so the server is asked what it is.
+LOADING_AFTER_S = 1.0
 # Steps after which a run has nothing more to do but to answer for its delivery.
 _OVER = frozenset({Step.ACK, Step.LEAVE, Step.GIVE_BACK})
 
@@ -111,7 +113,8 @@ class TurnRun:
             await self._claim.close()
 
     async def _generate(self) -> None:
-        self._become(conclude(self._run, await self._generation.run(self._said.set)))
+        outcome = await self._generation.run(self._said.set)
+        self._become(conclude(self._run, outcome))
 
     async def _send_what_is_said(self) -> None:
         """Wakes on the next turn of the loop after a piece: what came in one turn is one frame."""
@@ -130,8 +133,9 @@ class TurnRun:
     async def _say_loading(self) -> None:
         """A load takes up to minutes in which nothing comes: say what is waited for."""
         await self._until(lambda run: next_step(run) is Step.LET_OUT)
+        await asyncio.sleep(LOADING_AFTER_S)
         model = self._context.data.model
-        if not self._answer.begun and not self._beacon.loaded(model):
+        if not self._answer.begun and not await self._beacon.is_loaded(model):
             event = self._context.event
             loading = Loading(session_id=event.session_id, turn_id=self._context.turn_id, model=model)
             await self._bus.publish_live(self._feed, encode(loading))
