@@ -9,19 +9,19 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from services.inference.models.factory import Kind, open_model_server
-from services.inference.models.port import End, ModelFailure, ModelRequest, ModelServer, Patience, Piece
+from services.inference.models.factory import Kind
+from services.inference.models.port import End, ModelRequest, Piece
 from services.standin.faults import STATUS_ROWS
 from tests import boxes
 from tests.boxes import Box, box
+from tests.model_answers import HASTY, PATIENT, Subject, ask, rest_of
 from tests.polling import eventually
 from tests.standins import Standin, standin_process
 
@@ -31,73 +31,10 @@ MODEL = boxes.MODEL
 THINKER = "thinker:latest"
 MODELS = [MODEL, {"name": THINKER, "capabilities": ["completion", "thinking"]}]
 WINDOW = 4096  # of the box and of the stand-in alike
-PATIENT = Patience(first_token_s=30, between_tokens_s=30)
-HASTY = Patience(first_token_s=0.8, between_tokens_s=0.8)
 QUESTION = ModelRequest(MODEL, (("user", "What is the capital of France?"),), seed=7, max_tokens=24)
+# A server sees a hang-up within milliseconds, on a machine that is busy with other tests later; the story takes longer.
+HANG_UP_S = 4.0
 STORY = ModelRequest(MODEL, (("user", "Tell me a long story about a fox."),), seed=1)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One adapter with one server to talk to."""
-
-    kind: Kind
-    url: str
-    api_key: str | None = None
-
-    def open(self, num_ctx: int | None = None) -> ModelServer:
-        return open_model_server(self.kind, self.url, self.api_key, num_ctx)
-
-
-@dataclass
-class Heard:
-    """What came of one request: the pieces, then the end or the failure."""
-
-    pieces: list[Piece] = field(default_factory=list)
-    end: End | None = None
-    failure: ModelFailure | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
-
-    @property
-    def order(self) -> list[str]:
-        """['thinking', 'text'], however many pieces each has."""
-        parts = [part for piece in self.pieces for part in ("thinking", "text") if getattr(piece, part)]
-        return [part for part, _ in groupby(parts)]
-
-    @property
-    def verdict(self) -> tuple[str, bool]:
-        """The end, or the failure's code; and whether the same request may be sent again."""
-        if self.failure is not None:
-            return self.failure.code, self.failure.again
-        assert self.end is not None, "the answer just stopped"
-        return self.end.end, False
-
-
-async def ask(subject: Subject, request: ModelRequest, patience: Patience = PATIENT) -> Heard:
-    """Everything that one answer gives, on a connection of its own."""
-    server = subject.open()
-    try:
-        return await rest_of(server.answer(request, patience))
-    finally:
-        await server.aclose()
-
-
-async def rest_of(items: AsyncIterator[Piece | End]) -> Heard:
-    """What is still to come of an answer; nothing may follow the end."""
-    heard = Heard()
-    try:
-        async for item in items:
-            assert heard.end is None, "something follows the end"
-            if isinstance(item, End):
-                heard.end = item
-            else:
-                heard.pieces.append(item)
-    except ModelFailure as failure:
-        heard.failure = failure
-    return heard
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -159,7 +96,6 @@ async def test_the_end_tells_the_counts_that_its_server_knows(subject: Subject) 
     assert heard.end is not None
     told = {"prompt_tokens", "completion_tokens"} | ({"cached_tokens"} if subject.kind == "openai" else set())
     assert set(heard.end.usage) == told
-    assert heard.end.usage["prompt_tokens"] > 0
     assert heard.end.usage["completion_tokens"] >= len(heard.pieces)
 
 
@@ -205,9 +141,9 @@ async def test_the_models_are_told_with_the_window_in_force(subject: Subject) ->
     assert windows[MODEL] == WINDOW
 
 
-async def test_one_connection_answers_many_times(subject: Subject) -> None:
+async def test_one_adapter_answers_many_times(subject: Subject) -> None:
     server = subject.open()
-    for _ in range(3):
+    for _ in range(10):
         items = [item async for item in server.answer(replace(QUESTION, max_tokens=2), PATIENT)]
         assert [type(item) for item in items[-2:]] == [Piece, End]
     await server.aclose()
@@ -226,12 +162,12 @@ async def test_closing_an_answer_of_the_box_frees_its_slot(running_box: Box) -> 
     async def free() -> bool:
         return await running_box.busy_slots() == 0
 
-    await eventually(free, reason="the slot is free again", timeout_s=1)
+    await eventually(free, reason="the slot is free again", timeout_s=HANG_UP_S)
     await server.aclose()
 
 
 async def test_closing_an_answer_hangs_up_at_once(faulty: Subject, standin: Standin) -> None:
-    await standin.control.script(["word "] * 2000)
+    await standin.control.script(["word "] * 5000)
     server = faulty.open()
     async with aclosing(server.answer(STORY, PATIENT)) as items:
         for _ in range(5):
@@ -242,9 +178,8 @@ async def test_closing_an_answer_hangs_up_at_once(faulty: Subject, standin: Stan
         assert record["slot_freed"], record
         return record
 
-    record = await eventually(noticed, reason="the server sees the hang-up", timeout_s=1)
-    assert record["outcome"] == "client_gone"
-    assert record["tokens"] < 1000
+    record = await eventually(noticed, reason="the server sees the hang-up", timeout_s=HANG_UP_S)
+    assert (record["outcome"], record["tokens"] < 1000) == ("client_gone", True)
     await server.aclose()
 
 
@@ -252,21 +187,12 @@ async def test_cancelling_who_waits_for_a_header_hangs_up(faulty: Subject, stand
     await standin.control.fault("stall", after=None)
     waiting = asyncio.create_task(ask(faulty, QUESTION))
 
-    async def outcomes() -> list[str]:
-        return [record["outcome"] for record in await standin.control.requests()]
+    async def reported(outcome: str) -> bool:
+        return [record["outcome"] for record in await standin.control.requests()] == [outcome]
 
-    async def arrived() -> bool:
-        return await outcomes() == ["in_flight"]
-
-    async def gone() -> bool:
-        return await outcomes() == ["client_gone"]
-
-    await eventually(arrived, reason="the request has come")
+    await eventually(lambda: reported("in_flight"), reason="the request has come")
     waiting.cancel()
-    await eventually(gone, reason="the server sees the hang-up", timeout_s=1)
-
-
-# A server that dies.
+    await eventually(lambda: reported("client_gone"), reason="the server sees the hang-up", timeout_s=HANG_UP_S)
 
 
 async def test_a_killed_box_is_a_lost_answer_and_then_unreachable(tmp_path: Path) -> None:
@@ -373,7 +299,7 @@ async def test_a_broken_answer_ends_with_its_code(
 )
 async def test_a_silent_server_is_stalled(faulty: Subject, standin: Standin, kind: str, after: int | None) -> None:
     await standin.control.fault(kind, after=after)
-    heard = await asyncio.wait_for(ask(faulty, QUESTION, HASTY), 3)
+    heard = await asyncio.wait_for(ask(faulty, QUESTION, HASTY), 10)
     assert heard.verdict == ("model_stalled", False)
     assert len(heard.pieces) == (after or 0)
     if kind == "stop_runner":

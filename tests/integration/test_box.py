@@ -82,7 +82,7 @@ async def test_a_signal_ends_it_at_once_even_in_mid_answer(tmp_path: Path, by: s
         await anext(items)
         started = time.monotonic()
         assert await running.stop(by) == 0
-        assert time.monotonic() - started < 2  # freeing llama.cpp's server would take 30 s
+        assert time.monotonic() - started < 5  # freeing llama.cpp's server would take 30 s
         await items.aclose()
         await server.aclose()
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import structlog
 
 from services.inference.models import connection
 from services.inference.models.factory import Kind, open_model_server
-from services.inference.models.port import End, Model, ModelFailure, ModelRequest, ModelServer, Patience, Piece
+from services.inference.models.port import End, ModelFailure, ModelRequest, ModelServer, Patience, Piece
 from tests.polling import eventually
 from tests.raw_servers import RawServer, Reply, Wire, page, raw_server, silent, stream
 
@@ -134,7 +133,7 @@ async def test_signs_of_an_open_connection_are_no_signs_of_life(wire_of: Spellin
             await asyncio.sleep(pause_s)
 
     for reply, text in ((chatter, ""), (one_then_chatter, "a")):
-        assert await asyncio.wait_for(outcome(wire_of, reply, HASTY), 3) == (text, "model_stalled", False)
+        assert await asyncio.wait_for(outcome(wire_of, reply, HASTY), 8) == (text, "model_stalled", False)
 
 
 async def test_a_slow_drip_of_pieces_is_life_and_the_time_of_our_own_side_does_not_count(wire_of: Spelling) -> None:
@@ -152,11 +151,7 @@ async def test_a_slow_drip_of_pieces_is_life_and_the_time_of_our_own_side_does_n
         assert await anext(items) == Piece(text="a")
         busy_until = loop.time() + 0.5
         await eventually(lambda: loop.time() > busy_until, reason="a worker that is busy with a piece")
-        assert [item async for item in items] == [*map(piece_of, "bcd"), End("stop")]
-
-
-def piece_of(text: str) -> Piece:
-    return Piece(text=text)
+        assert [item async for item in items] == [*(Piece(text=letter) for letter in "bcd"), End("stop")]
 
 
 async def test_a_clean_end_without_the_servers_word_is_a_cut(wire_of: Spelling) -> None:
@@ -241,14 +236,19 @@ async def test_a_redirect_is_refused_and_not_followed(wire_of: Spelling) -> None
         assert not server.asked("POST /elsewhere")
 
 
-async def test_a_status_counts_even_where_its_body_never_ends(wire_of: Spelling) -> None:
+@pytest.mark.parametrize("patience", [HASTY, PATIENT])
+async def test_a_status_counts_even_where_its_body_never_ends(
+    wire_of: Spelling, patience: Patience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ERROR_BODY_TIMEOUT_S", 0.5)
+
     async def reply(wire: Wire) -> None:
         await wire.head("503 Service Unavailable", "Retry-After: 3")
         await wire.chunks(b"<html>")
         await wire.silence()
 
     async with served(wire_of, reply) as (_, adapter):
-        _, failure = await answer(adapter, HASTY)
+        _, failure = await asyncio.wait_for(answer(adapter, patience), 3)
     assert isinstance(failure, ModelFailure)
     assert (failure.code, failure.again, failure.retry_after_s) == ("model_busy", True, 3)
 
@@ -282,7 +282,7 @@ async def test_closing_the_answer_closes_the_socket_at_once(wire_of: Spelling) -
         await anext(items)
         before = server.hung_up
         await items.aclose()
-        await eventually(lambda: server.hung_up > before, reason="the server sees the hang-up", timeout_s=1)
+        await eventually(lambda: server.hung_up > before, reason="the server sees the hang-up", timeout_s=3)
 
 
 @pytest.mark.parametrize("after_piece", [True, False])
@@ -298,7 +298,7 @@ async def test_cancelling_who_waits_closes_the_socket_at_once(wire_of: Spelling,
         await eventually(lambda: server.asked(wire_of.route), reason="the request has come")
         before = server.hung_up
         waiting.cancel()
-        await eventually(lambda: server.hung_up > before, reason="the server sees the hang-up", timeout_s=1)
+        await eventually(lambda: server.hung_up > before, reason="the server sees the hang-up", timeout_s=3)
         assert (await asyncio.gather(waiting, return_exceptions=True))[0].__class__ is asyncio.CancelledError
 
 
@@ -306,30 +306,15 @@ async def test_a_stalled_answer_closes_its_socket_too(wire_of: Spelling) -> None
     async with served(wire_of, silent) as (server, adapter):
         await answer(adapter, HASTY)
         chat_connections = 1
-        await eventually(lambda: server.hung_up >= chat_connections, reason="the socket is closed", timeout_s=1)
+        await eventually(lambda: server.hung_up >= chat_connections, reason="the socket is closed", timeout_s=3)
 
 
-async def test_one_connection_serves_one_answer_after_another(wire_of: Spelling) -> None:
-    async def reply(wire: Wire) -> None:
-        await wire.head()
-        await wire.chunks(wire_of.text("a"), wire_of.end)
-        await wire.end()  # a packet of its own, as Go sends it
-
-    async with served(wire_of, reply) as (server, adapter):
+async def test_no_connection_is_used_twice(wire_of: Spelling) -> None:
+    """A server may have closed its end of an idle one without a word: llama.cpp does so after each stream."""
+    async with served(wire_of, stream(wire_of.text("a"), wire_of.end)) as (server, adapter):
         for _ in range(3):
-            assert [item async for item in adapter.answer(ASKED, PATIENT)] == [Piece(text="a"), End("stop")]
-        assert (server.connections, len(server.asked(wire_of.route))) == (1, 3)
-
-
-async def test_a_connection_that_died_while_it_was_idle_costs_nothing(wire_of: Spelling) -> None:
-    async def reply(wire: Wire) -> None:
-        await stream(wire_of.text("a"), wire_of.end)(wire)
-        wire.writer.close()
-
-    async with served(wire_of, reply) as (server, adapter):
-        assert len([item async for item in adapter.answer(ASKED, PATIENT)]) == 2
-        await eventually(lambda: server.hung_up, reason="the server has closed its end")
-        assert len([item async for item in adapter.answer(ASKED, PATIENT)]) == 2
+            assert await answer(adapter) == ("a", End("stop"))
+        assert server.connections == len(server.seen)
 
 
 async def test_the_end_does_not_wait_for_the_bodys_end(wire_of: Spelling) -> None:
@@ -339,7 +324,7 @@ async def test_the_end_does_not_wait_for_the_bodys_end(wire_of: Spelling) -> Non
         await wire.silence()
 
     async with served(wire_of, reply) as (_, adapter):
-        assert await asyncio.wait_for(answer(adapter), 1) == ("a", End("stop"))
+        assert await asyncio.wait_for(answer(adapter), 3) == ("a", End("stop"))
         everything = [item async for item in adapter.answer(ASKED, PATIENT)]
         assert everything == [Piece(text="a"), End("stop")]
 
@@ -410,75 +395,3 @@ async def test_the_list_is_asked_once_and_again_after_a_loss() -> None:
         for _ in range(2):
             await answer(adapter)
         assert len(server.asked("GET /v1/models")) == 2
-
-
-async def models_of(kind: Kind, replies: dict[str, Reply]) -> list[Model]:
-    async with raw_server(replies) as server:
-        adapter = open_model_server(kind, server.url + ("/v1" if kind == "openai" else ""))
-        try:
-            return await adapter.models()
-        finally:
-            await adapter.aclose()
-
-
-@pytest.mark.parametrize(
-    ("entry", "window"),
-    [
-        ({"meta": {"n_ctx": 4096, "n_ctx_train": 8192}}, 4096),
-        ({"max_model_len": 2048}, 2048),
-        ({"context_length": 1024}, 1024),
-        ({"context_window": 512}, 512),
-        ({"meta": None, "max_model_len": "2048"}, None),
-        ({}, None),
-    ],
-)
-async def test_an_openai_servers_window_is_read_where_it_tells(entry: dict[str, Any], window: int | None) -> None:
-    listed = await models_of(
-        "openai", {"GET /v1/models": page({"data": [{"id": "a", "aliases": ["a", "b"], **entry}]})}
-    )
-    assert listed == [Model("a", window), Model("b", window)]
-
-
-async def test_ollamas_window_is_known_of_loaded_models_only() -> None:
-    tags = {"models": [{"name": "a:latest", "digest": "d1"}, {"name": "B:7b", "digest": "d2"}]}
-    loaded = {"models": [{"name": "b:7b", "context_length": 4096}]}
-    listed = await models_of("ollama", {"GET /api/tags": page(tags), "GET /api/ps": page(loaded)})
-    assert listed == [Model("a:latest", None, "d1"), Model("B:7b", 4096, "d2")]
-
-
-async def test_a_server_without_a_model_is_fine() -> None:
-    nothing = page({"models": None})
-    assert await models_of("ollama", {"GET /api/tags": nothing, "GET /api/ps": nothing}) == []
-    assert await models_of("openai", {"GET /v1/models": page({"object": "list", "data": None})}) == []
-
-
-@pytest.mark.parametrize(
-    ("reply", "code", "again"),
-    [
-        (silent, "model_stalled", False),
-        (page(b"<html>"), "model_error", True),
-        (page({"models": 1, "data": 1}), "model_error", True),
-        (page(b"", "401 Unauthorized"), "model_refused", False),
-        (page(b"", "404 Not Found"), "model_refused", False),
-        (page(b"", "503 Service Unavailable"), "model_busy", True),
-    ],
-)
-async def test_a_server_that_cannot_be_asked_says_why(
-    wire_of: Spelling, reply: Reply, code: str, again: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "ASK_TIMEOUT_S", 0.3)
-    with pytest.raises(ModelFailure) as failure:
-        await models_of(wire_of.kind, {"GET /v1/models": reply, "GET /api/tags": reply, "GET /api/ps": reply})
-    assert (failure.value.code, failure.value.again) == (code, again)
-
-
-async def test_an_ollama_behind_an_openai_url_is_said_once() -> None:
-    replies = MODELS | {"GET /api/version": page({"version": "0.32.15"})}
-    async with raw_server(replies) as server:
-        adapter = open_model_server("openai", f"{server.url}/v1", "secret")
-        with structlog.testing.capture_logs() as logs:
-            for _ in range(2):
-                await adapter.models()
-        await adapter.aclose()
-        assert [entry["event"] for entry in logs] == ["openai_url_is_ollama"]
-        assert "authorization" not in server.asked("GET /api/version")[0].headers

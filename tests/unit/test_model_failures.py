@@ -21,7 +21,7 @@ STATUSES: list[tuple[int, bytes, str, bool]] = [
     (400, b'{"error":"the input length exceeds the context length"}', "context_too_long", False),
     (400, b'{"error":"the prompt is longer than the context length currently"}', "context_too_long", False),
     (400, b'{"error":{"code":"context_length_exceeded"}}', "context_too_long", False),
-    (400, b'{"message":"This model\'s maximum context length is 4096 tokens."}', "context_too_long", False),
+    (400, b'{"message":"This Model\'s maximum context length is 4096 tokens."}', "context_too_long", False),
     (500, b'{"error":"the request exceeds the available context size"}', "context_too_long", False),
     (307, b"", "model_refused", False),
     (401, b"", "model_refused", False),

@@ -107,7 +107,7 @@ def test_ollamas_pieces_keep_thinking_apart_and_the_last_line_may_hold_text() ->
 
 def test_a_count_that_ollama_leaves_out_is_not_zero() -> None:
     assert ollama_line(done=True, done_reason="length", prompt_eval_count=0) == [End("length", {"prompt_tokens": 0})]
-    assert ollama_line(done=True, done_reason="stop", prompt_eval_count=None, eval_count="3") == [End("stop")]
+    assert ollama_line(done=True, done_reason="stop", prompt_eval_count=None, eval_count=True) == [End("stop")]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_openais_pieces_with_reasoning_under_either_name() -> None:
 
 def test_openais_usage_may_come_anywhere_and_choices_may_be_missing() -> None:
     last = {"usage": {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 0}}}
-    _, reader = openai_lines({"choices": []}, choice("stop") | {"usage": None}, last)
+    _, reader = openai_lines({"choices": []}, choice("stop"), last, {"choices": [], "usage": None})
     assert reader.usage == {"prompt_tokens": 5, "completion_tokens": 2, "cached_tokens": 0}
     _, reader = openai_lines(choice("stop") | {"usage": {"completion_tokens": 1, "prompt_tokens_details": None}})
     assert reader.usage == {"completion_tokens": 1}

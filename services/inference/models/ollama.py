@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
-from services.inference.models.connection import Connection, check_request, drain
+from services.inference.models.connection import Connection, check_request
 from services.inference.models.failures import error_line
 from services.inference.models.port import End, Model, ModelFailure, ModelRequest, Patience, Piece
 from services.inference.models.reading import read_count, read_member, read_object, read_text, read_usage
@@ -43,7 +43,6 @@ class Ollama:
                 for item in read_line(line):
                     yield item
                     if isinstance(item, End):
-                        await drain(lines, silence)
                         return
                     silence.begin_again()
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import structlog
 
-from services.inference.models.connection import Connection, check_request, drain
+from services.inference.models.connection import Connection, check_request
 from services.inference.models.failures import error_line
 from services.inference.models.port import End, Model, ModelFailure, ModelRequest, Patience, Piece
 from services.inference.models.reading import UsageKey, read_count, read_member, read_object, read_text, read_usage
@@ -64,8 +64,7 @@ class OpenAI:
                 if reader.finished is None:
                     self._names = frozenset()  # it may be another server that comes back
                     raise
-            yield End(end=reader.finished, usage=reader.usage)
-            await drain(lines, silence)
+        yield End(end=reader.finished, usage=reader.usage)
 
     async def aclose(self) -> None:
         await self._connection.aclose()
