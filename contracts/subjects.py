@@ -102,7 +102,7 @@ class IntakeAddress:
 def parse_intake(subject: str) -> IntakeAddress:
     """Raises ContractError(event_parked) for a subject that no writer of ours builds."""
     parts = subject.split(".")
-    if len(parts) != 6 or parts[:2] != ["chat", "intake"] or not parts[2].isdigit():
+    if len(parts) != 6 or parts[:2] != ["chat", "intake"] or not (parts[2].isascii() and parts[2].isdigit()):
         raise ContractError("event_parked", "not an intake subject")
     return IntakeAddress(partition=int(parts[2]), user_token=parts[3], session_id=parts[4], type=parts[5])
 

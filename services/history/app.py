@@ -47,9 +47,6 @@ from services.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger(__name__)
 
-# A pause of this process beyond it: what it has heard of workers is no longer news.
-STALL_S = 5.0
-
 
 def new_id() -> str:
     return str(uuid_utils.uuid7())
@@ -78,7 +75,7 @@ class History:
         self.thread = LogThread()
         self.publisher = Publisher(self.bus)
         self.liveness = Liveness(time.monotonic())
-        patience = Patience(settings.no_worker_s, settings.requeue_s, STALL_S)
+        patience = Patience(settings.no_worker_s, settings.requeue_s, settings.turns_running or None)
         self.deadlines = Deadlines(patience, time.monotonic())
         self.ready = False
 
@@ -88,6 +85,7 @@ class History:
             self._folder.mkdir(parents=True, exist_ok=True)
             events = await self.thread.run(lambda: SqliteLog(self._folder / "log.db", _new_epoch(), now_text()))
             stack.callback(self.thread.close)
+            self._lifecycle.supervise(self.thread.watch(), "log")
             stack.push_async_callback(self.thread.run, events.close)
             recorder = await self.thread.run(
                 lambda: Recorder(events, self._bounds(), new_id, self._settings.cached_sessions)
@@ -110,6 +108,9 @@ class History:
         stack.push_async_callback(self.system.stop)
         stack.push_async_callback(self.publisher.stop)
         await self.bus.subscribe(subjects.PRESENCE_ALL, self._hear_presence)
+        # The server may have been away for long: what counts is when beats could be heard.
+        await self._heard_nothing()
+        self.bus.after_reconnect(self._heard_nothing)
 
     async def _catch_up(self) -> None:
         """Follow until the stream's last sequence at start: what it holds may end turns that would else run again."""
@@ -126,7 +127,7 @@ class History:
         self._lifecycle.supervise(self.views.run(), "views")
         self.epoch = epoch
         queries = Queries(epoch, self.reader, ViewReader(store), self.views, self.writer)
-        queries.register(self.bus, self.status)
+        queries.register(self.bus, self.status, self.thread.broke)
         await self.bus.start()
 
     async def _dispatch(self) -> None:
@@ -145,10 +146,13 @@ class History:
         )
         self.ready = True
 
-    async def _back(self) -> None:
-        """After a reconnect: beats were missed, words and frames were lost, and so may queued contexts be."""
+    async def _heard_nothing(self) -> None:
+        """At start and after a reconnect: beats were missed."""
         self.liveness.back(time.monotonic())
         self.deadlines.reset()
+
+    async def _back(self) -> None:
+        """After a reconnect: words and frames were lost, and so may queued contexts be."""
         await self.publisher.hello()
         await self._requeue()
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter, ValidationError
+
 from contracts import ids, subjects
+from contracts.base import UserId
 from contracts.envelope import Event, read_event
 from contracts.errors import ContractError
 from contracts.events import GATEWAY_WRITES, INFERENCE_WRITES, UserMessageSubmitted
 
+_USER_ID: TypeAdapter[str] = TypeAdapter(UserId)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -33,10 +37,11 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """What the headers and the subject say of an event whose bytes cannot be read."""
+    """Whose event it is that is set aside: by its own word where it could be read, else by headers and subject."""
 
     user_id: str
     session_id: str
+    type: str
     event_id: str | None
     turn_id: str | None
 
@@ -56,18 +61,24 @@ def read_delivery(delivery: Delivery) -> Event:
     return event
 
 
-def sender_of(delivery: Delivery) -> Sender | None:
-    """Whose unreadable event this is. None where the headers do not agree with the subject: nobody can be told."""
+def sender_of(delivery: Delivery, event: Event | None) -> Sender | None:
+    """Whose event this is; event: as it was read, if it was. Never raises: it is asked when all else has failed.
+
+    None where the headers do not agree with the subject: nobody can be told.
+    """
+    if event is not None:
+        return Sender(event.user_id, event.session_id, event.type, event.event_id, event.turn_id)
     try:
         address = subjects.parse_intake(delivery.subject)
-    except ContractError:
+        user_id = _USER_ID.validate_python(delivery.headers.get(subjects.CHAT_USER))
+    except (ContractError, ValidationError):
         return None
-    user_id = delivery.headers.get(subjects.CHAT_USER, "")
-    if not user_id or subjects.token_of(user_id) != address.user_token or not _UUID.fullmatch(address.session_id):
+    if subjects.token_of(user_id) != address.user_token or not _UUID.fullmatch(address.session_id):
         return None
     return Sender(
         user_id=user_id,
         session_id=address.session_id,
+        type=address.type,
         event_id=_uuid(delivery.headers.get(subjects.CHAT_EVENT)),
         turn_id=_uuid(delivery.headers.get(subjects.CHAT_TURN)),
     )

@@ -7,14 +7,15 @@ Must never publish, and never leave half an event behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from contracts import ids
-from contracts.envelope import Envelope, Event, read_event, write_event
+from contracts.envelope import Envelope, Event, write_event
 from contracts.errors import ContractError
 from contracts.events import (
     SESSION_EVENTS,
@@ -29,7 +30,7 @@ from contracts.events import (
 )
 from contracts.frames import event_frame
 from contracts.turns import Cancel, OutcomeMessage, Recorded, encode_context
-from services.history.arrivals import Delivery, read_delivery, sender_of
+from services.history.arrivals import Delivery, Sender, read_delivery, sender_of
 from services.history.context import ContextLimits, Plan, choose, context_data, render
 from services.history.effects import Effect, Queue, Show, TellSender, TellWorkers, Unqueue
 from services.history.log.port import LogError, ParkedDelivery, Stored, StoredOutcome, Transaction
@@ -45,7 +46,7 @@ from services.history.session import (
     evolve,
     word_of,
 )
-from services.history.states import Working
+from services.history.states import Key, Working
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +78,14 @@ class Situation:
         return Circumstances(self.catching_up, self.alive)
 
 
+class CoreFailed(Exception):
+    """The pure code raised on an event or a turn; nothing of what it had begun is left."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(type(error).__name__)
+        self.reason = error.reason if isinstance(error, ContractError) else f"{type(error).__name__} while deciding"
+
+
 class Batch:
     """One transaction under way. What it returns is in `effects` and `working`, once it is committed."""
 
@@ -94,47 +103,34 @@ class Batch:
         self._bounds = bounds
         self._situation = situation
         self._new_id = new_id
-        self._pending: list[Stored] = []  # evolved already, stored once the whole delivery has gone well
+        self._pending: list[Stored] = []  # evolved already, stored once the whole step has gone well
+        self._touched: set[Key] = set()  # the sessions that this step has evolved
 
     def take(self, delivery: Delivery) -> None:
         """One delivery: recorded, refused, known already, or parked alone."""
-        effects = len(self.effects)
         event: Event | None = None
         try:
-            event = read_delivery(delivery)
-            self._decide(event, delivery)
-        except LogError:
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever the pure code raises parks this event, and no other
-            self._pending.clear()
-            del self.effects[effects:]
-            if event is not None:
-                self.working.reload(event.user_id, event.session_id)
-            self._park(delivery, error)
-        self._store()
+            with self._whole():
+                event = read_delivery(delivery)
+                self._decide(event, delivery)
+        except CoreFailed as failed:
+            self._park(delivery, event, failed.reason)
         if event is not None:
             self.start_turns(event.user_id)
 
     def start_turns(self, user_id: str) -> None:
         """Assemble the contexts of the user's turns that may start now."""
-        if self._situation.catching_up:
-            return
-        for open_turn in startable(self.working.open_turns(user_id), self._bounds.active_per_user):
-            session = self.working.session(user_id, open_turn.session_id)
-            turn = session.turns[open_turn.turn_id]
-            model = turn.asked_model or session.model or self._situation.default_model
-            if model is not None:
-                payload = self._assemble(session, turn, model)
-                self._store()
-                self.effects.append(Queue(user_id, turn.turn_id, model, payload))
+        again = not self._situation.catching_up
+        while again:
+            # A turn that could not start has ended, which makes room for the next.
+            may_start = startable(self.working.open_turns(user_id), self._bounds.active_per_user)
+            again = not all(self._start(turn) for turn in may_start)
 
     def fail_turn(self, turn: OpenTurn, code: str) -> None:
-        """End a turn that no worker ends. One that has ended meanwhile stays as it is."""
-        session = self.working.session(turn.user_id, turn.session_id)
-        found = session.turns.get(turn.turn_id)
-        if found is not None and found.phase != "ended":
-            self._follow(session, ended_by_history("answer_failed", found, code))
-            self._store()
+        """End a turn that no worker ends. One that has ended or was claimed meanwhile stays as it is."""
+        found = self.working.session(turn.user_id, turn.session_id).turns.get(turn.turn_id)
+        if found is not None and found.phase != "ended" and found.run == turn.run:
+            self._end(turn.user_id, turn.session_id, turn.turn_id, code)
             self.start_turns(turn.user_id)
 
     def queue_again(self, open_turn: OpenTurn) -> None:
@@ -143,13 +139,54 @@ class Batch:
         turn = session.turns.get(open_turn.turn_id)
         if turn is None or turn.phase not in ("dispatched", "running"):
             return
-        body = self._tx.bodies([turn.context_position])[turn.context_position]
-        context = read_event(body).data
+        event = self._tx.events_at([turn.context_position])[turn.context_position]
+        context = event.data
         assert isinstance(context, ContextAssembled)
         shown = tuple(session.messages[message_id] for message_id in context.message_ids)
         plan = Plan(turn.system, shown, context.left_out, context.budget)
-        payload = encode_context(body, render(plan, self._texts(plan)))
+        payload = encode_context(event.body, render(plan, self._texts(plan)))
         self.effects.append(Queue(open_turn.user_id, turn.turn_id, str(turn.model), payload))
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is done inside is kept whole or undone whole: states, rows and effects. Raises CoreFailed."""
+        effects = len(self.effects)
+        self._touched.clear()
+        try:
+            yield
+        except (LogError, MemoryError):
+            raise  # of the machine, not of the event: whoever parks for it parks everything
+        except Exception as error:
+            self._pending.clear()
+            del self.effects[effects:]
+            for user_id, session_id in self._touched:
+                self.working.reload(user_id, session_id)
+            raise CoreFailed(error) from error
+        for stored in self._pending:
+            self._tx.append(stored)
+        self._pending.clear()
+
+    def _start(self, waiting: OpenTurn) -> bool:
+        """Whether the turn is as it should be; one on which the pure code raises ends, or it would hold up all."""
+        session = self.working.session(waiting.user_id, waiting.session_id)
+        turn = session.turns[waiting.turn_id]
+        model = turn.asked_model or session.model or self._situation.default_model
+        if model is None:
+            return True
+        try:
+            with self._whole():
+                payload = self._assemble(session, turn, model)
+                self.effects.append(Queue(waiting.user_id, turn.turn_id, model, payload))
+        except CoreFailed as failed:
+            log.error("turn_not_assembled", turn_id=waiting.turn_id, reason=failed.reason, exc_info=failed)
+            self._end(waiting.user_id, waiting.session_id, waiting.turn_id, "event_parked")
+            return False
+        return True
+
+    def _end(self, user_id: str, session_id: str, turn_id: str, code: str) -> None:
+        session = self.working.session(user_id, session_id)
+        with self._whole():
+            self._follow(session, ended_by_history("answer_failed", session.turns[turn_id], code))
 
     def _decide(self, event: Event, delivery: Delivery) -> None:
         if not isinstance(event.data, TurnClaimed) and self._known(event, delivery):
@@ -177,12 +214,11 @@ class Batch:
         anew.
         """
         prior = self._tx.outcome(event.user_id, event.event_id)
-        if prior is None:
+        if prior is None or prior.code is not None:
             if self._tx.owner(event.event_id) is not None:
                 raise ContractError("event_parked", "its event_id is there under another user")
-            return False
-        if prior.code is not None:
-            self._tx.drop_outcome(event.user_id, event.event_id)
+            if prior is not None:
+                self._tx.drop_outcome(event.user_id, event.event_id)
             return False
         if prior.session_id != event.session_id or prior.type not in (None, event.type):
             raise ContractError("event_parked", "its event_id is there under another session or type")
@@ -264,8 +300,8 @@ class Batch:
         self._assemble(session, turn, model)
 
     def _texts(self, plan: Plan) -> dict[int, str]:
-        bodies = self._tx.bodies([message.position for message in plan.messages])
-        return {position: _text_of(read_event(body)) for position, body in bodies.items()}
+        events = self._tx.events_at([message.position for message in plan.messages])
+        return {position: _text_of(event) for position, event in events.items()}
 
     def _own_event(
         self, session: Session, turn: Turn, event_type: str, data: dict[str, Any], causation_id: str
@@ -287,6 +323,7 @@ class Batch:
 
     def _append(self, session: Session, event: Event) -> Stored:
         position = self._position() + 1
+        self._touched.add((session.user_id, session.session_id))
         evolve(session, event, position)
         stored = Stored(position, session.version, self._situation.now, event)
         self._pending.append(stored)
@@ -297,11 +334,6 @@ class Batch:
     def _position(self) -> int:
         return self._tx.last_position() + len(self._pending)
 
-    def _store(self) -> None:
-        for stored in self._pending:
-            self._tx.append(stored)
-        self._pending.clear()
-
     def _show(self, stored: Stored) -> None:
         event = stored.event
         frame = event_frame(event.body, event.session_id, stored.position, stored.version, stored.recorded_at)
@@ -311,34 +343,29 @@ class Batch:
         if delivery.reply is not None:
             self.effects.append(TellSender(delivery.reply, outcome_message(outcome, user_id)))
 
-    def _park(self, delivery: Delivery, error: Exception) -> None:
+    def _park(self, delivery: Delivery, event: Event | None, reason: str) -> None:
         """Set the event aside with its bytes; tell its sender; end the unfinished turn that waits for it."""
-        reason = error.reason if isinstance(error, ContractError) else f"{type(error).__name__} while deciding"
         parked = ParkedDelivery(delivery.sequence, delivery.subject, delivery.headers, delivery.body, reason)
         self._tx.park(parked, self._situation.now)
         log.error("event_parked", sequence=delivery.sequence, subject=delivery.subject, reason=reason)
-        sender = sender_of(delivery)
+        sender = sender_of(delivery, event)
         if sender is None:
             return
-        if sender.event_id is not None and self._tx.owner(sender.event_id) is None:
-            outcome = StoredOutcome(
-                sender.event_id, sender.session_id, sender.turn_id, "", None, "event_parked", None, None
-            )
-            self._tx.put_outcome(sender.user_id, outcome, self._situation.now)
-            self._tell_sender(delivery, outcome, sender.user_id)
+        if sender.event_id is not None and sender.type != "turn_claimed":
+            self._refuse_parked(delivery, sender, sender.event_id)
         if sender.turn_id is not None:
-            self._end_turn_of_parked(sender.user_id, sender.turn_id)
+            turn = self.working.session(sender.user_id, sender.session_id).turns.get(sender.turn_id)
+            if turn is not None and turn.phase != "ended":
+                self._end(sender.user_id, sender.session_id, turn.turn_id, "event_parked")
+            self.start_turns(sender.user_id)
 
-    def _end_turn_of_parked(self, user_id: str, turn_id: str) -> None:
-        session_id = self._tx.session_of_turn(user_id, turn_id)
-        if session_id is None:
-            return
-        session = self.working.session(user_id, session_id)
-        turn = session.turns[turn_id]
-        if turn.phase != "ended":
-            self._follow(session, ended_by_history("answer_failed", turn, "event_parked"))
-            self._store()
-            self.start_turns(user_id)
+    def _refuse_parked(self, delivery: Delivery, sender: Sender, event_id: str) -> None:
+        """An outcome that is there stays: what was recorded under this id is not refused by what came after it."""
+        outcome = StoredOutcome(event_id, sender.session_id, sender.turn_id, "", None, "event_parked", None, None)
+        prior = self._tx.outcome(sender.user_id, event_id)
+        if prior is None or prior.code is not None:
+            self._tx.put_outcome(sender.user_id, outcome, self._situation.now)
+        self._tell_sender(delivery, outcome, sender.user_id)
 
 
 def outcome_message(outcome: StoredOutcome, user_id: str) -> OutcomeMessage:

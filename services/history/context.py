@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from contracts.base import data_hash
 from contracts.events import Budget, ContextAssembled
 from contracts.ids import seed_of
-from services.history.session import Message, Session, Turn
+from services.history.session import Message, Session, Turn, wide_chars
 
 # Characters per token: English text has about four, code and other scripts fewer. Three overestimates most texts a
 # little, which costs a few old messages; an underestimate costs the answer (the server refuses what does not fit).
@@ -53,7 +53,8 @@ def choose(session: Session, turn: Turn, window: int, limits: ContextLimits) -> 
     path = [m for m in session.path_to(turn.message_id) if m.shown]
     reserve = _reserve(turn, window, limits)
     room = window - reserve
-    used = estimate(len(session.system), 0) if session.system else 0
+    system = estimate(len(session.system), wide_chars(session.system)) if session.system else 0
+    used = system
     start = len(path) - 1
     used += estimate(path[start].chars, path[start].wide_chars)
     while start > 0 and len(path) - start < limits.messages:
@@ -64,8 +65,7 @@ def choose(session: Session, turn: Turn, window: int, limits: ContextLimits) -> 
         start -= 1
     start = _front(path, start)
     chosen = path[start:]
-    estimated = sum(estimate(m.chars, m.wide_chars) for m in chosen)
-    estimated += estimate(len(session.system), 0) if session.system else 0
+    estimated = system + sum(estimate(m.chars, m.wide_chars) for m in chosen)
     return Plan(
         system=session.system,
         messages=tuple(chosen),
@@ -85,7 +85,9 @@ def _front(path: list[Message], start: int) -> int:
     if start == 0:
         return 0
     last = len(path) - 1
-    start = min(-(-start // FRONT_STEP) * FRONT_STEP, last)
+    step = -(-start // FRONT_STEP) * FRONT_STEP
+    if step - start <= (last - start) / 2:  # of few long messages a step would leave out most of what fits
+        start = step
     while start < last and path[start].role != "user":
         start += 1
     return start

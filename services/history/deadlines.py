@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from services.history.liveness import Workers
+from services.history.liveness import STALL_S, Workers
 from services.history.scheduler import OpenTurn, startable
 
 
@@ -18,12 +18,13 @@ class Patience:
     """no_worker_s: a turn that nobody could take so long fails. requeue_s: silence after which its context is queued
     again.
 
-    stall_s: after a longer pause of this process (or its connection) nothing is known of what happened meanwhile.
+    active_per_user: turns beyond it wait for room, not for a worker (None: no bound). After a pause of this process
+    (or its connection) longer than STALL_S nothing is known of what happened meanwhile.
     """
 
     no_worker_s: float
     requeue_s: float
-    stall_s: float
+    active_per_user: int | None = None
 
 
 @dataclass(slots=True)
@@ -50,12 +51,12 @@ class Deadlines:
 
     def look(self, now_s: float, turns: list[OpenTurn], workers: Workers, default_model: str | None) -> Due:
         """What is due at now_s. default_model: what a turn without a model would get."""
-        if now_s - self._looked_s > self._patience.stall_s:
+        if now_s - self._looked_s > STALL_S:
             self.reset()
         self._looked_s = now_s
         self._forget_ended({turn.turn_id for turn in turns})
         due = Due()
-        without_model = _without_model(turns)
+        without_model = _without_model(turns, self._patience.active_per_user)
         due.start = bool(without_model) and default_model is not None
         if default_model is None:
             for turn in without_model:
@@ -88,9 +89,9 @@ class Deadlines:
                 del clocks[turn_id]
 
 
-def _without_model(turns: list[OpenTurn]) -> list[OpenTurn]:
-    """Turns that could start but for a model: the first of their session, and still waiting."""
+def _without_model(turns: list[OpenTurn], active_per_user: int | None) -> list[OpenTurn]:
+    """Turns that could start but for a model: the first of their session, within the bound, and still waiting."""
     by_user: dict[str, list[OpenTurn]] = {}
     for turn in turns:
         by_user.setdefault(turn.user_id, []).append(turn)
-    return [turn for mine in by_user.values() for turn in startable(mine, None)]
+    return [turn for mine in by_user.values() for turn in startable(mine, active_per_user)]

@@ -37,7 +37,7 @@ ASK_TIMEOUT_S = 5.0
 INACTIVE_S = 300.0
 
 
-class IntakeRefused(Exception):
+class IntakeRefused(RuntimeError):
     """The stream is not the one that the log has followed, or events between them are missing. Says the numbers."""
 
 
@@ -79,15 +79,20 @@ def check_stream(stream: Stream, cursor: Cursor, accept_gap: bool) -> Cursor:
             " (CHATLOG_ACCEPT_GAP=true follows it from its start)"
         )
     if other:
-        cursor = Cursor(stream.created, stream.first_sequence - 1)
+        cursor = Cursor(stream.created, _before(stream))
     if cursor.sequence + 1 < stream.first_sequence:
         if not accept_gap:
             raise IntakeRefused(
                 f"events {cursor.sequence + 1} to {stream.first_sequence - 1} are gone from the intake stream and not"
                 " in the log (CHATLOG_ACCEPT_GAP=true goes on without them)"
             )
-        cursor = Cursor(stream.created, stream.first_sequence - 1)
+        cursor = Cursor(stream.created, _before(stream))
     return cursor
+
+
+def _before(stream: Stream) -> int:
+    """The cursor from which all that the stream holds is followed. A stream that never held any says 0."""
+    return max(stream.first_sequence - 1, 0)
 
 
 class Follower:
@@ -136,8 +141,8 @@ class Follower:
             while True:
                 try:
                     messages = await subscription.fetch(self._batch_events, timeout=FETCH_TIMEOUT_S)
-                except nats.errors.TimeoutError:
-                    messages = []
+                except TimeoutError:
+                    messages = []  # nats-py raises its own and asyncio's
                 if self._bus.generation != generation:
                     raise _Reopen("the connection was cut")
                 if messages:

@@ -14,6 +14,8 @@ from contracts.turns import ModelPresence, Presence
 
 # Three beats of 2 s missed: the worker is gone, or cannot be heard, which is the same to a turn.
 FORGET_S = 6.0
+# Nobody has looked for so long: this process stood still, and the beats of that time are still in its socket.
+STALL_S = 5.0
 
 Service = Literal["served", "sick", "absent"]
 
@@ -64,16 +66,20 @@ class Liveness:
     def __init__(self, now_s: float) -> None:
         self._heard: dict[str, tuple[Presence, float]] = {}
         self._grace_until_s = now_s + FORGET_S
+        self._looked_s = now_s
 
     def heard(self, presence: Presence, now_s: float) -> None:
         self._heard[presence.worker_id] = (presence, now_s)
 
     def back(self, now_s: float) -> None:
-        """History has started or reconnected: it may have missed beats, so every latest run counts as alive."""
+        """History has started, reconnected or stood still: it missed beats, so every latest run counts as alive."""
         self._grace_until_s = now_s + FORGET_S
 
     def at(self, now_s: float) -> Workers:
         """The workers that were heard within the last seconds."""
+        if now_s - self._looked_s > STALL_S:
+            self.back(now_s)
+        self._looked_s = now_s
         for worker_id in [w for w, (_, at_s) in self._heard.items() if now_s - at_s > FORGET_S]:
             del self._heard[worker_id]
         present = tuple(presence for presence, _ in self._heard.values())

@@ -95,6 +95,8 @@ class Publisher:
             except AlreadyQueued:
                 return
             except TooLarge:
+                # No longer on its way: ending the turn cancels whatever is.
+                self._queueing.pop(effect.turn_id, None)
                 log.warning("context_too_large", turn_id=effect.turn_id, bytes=len(effect.payload))
                 if self.on_too_large is not None:
                     await self.on_too_large(effect.user_id, effect.turn_id)

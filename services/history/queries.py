@@ -34,7 +34,7 @@ from contracts.queries import (
     read_query,
 )
 from services.history.batch import outcome_message
-from services.history.log.port import StoredOutcome
+from services.history.log.port import LogError, StoredOutcome
 from services.history.log.reader import LogReader
 from services.history.views.folder import ViewFolder
 from services.history.views.reader import ViewReader
@@ -48,6 +48,7 @@ CONCURRENT_QUERIES = 64
 
 Answer = Callable[[Any], Awaitable[bytes]]
 Status = Callable[[], Awaitable[StatusReply]]
+OnBroken = Callable[[LogError], None]
 
 
 class QueryFailed(Exception):
@@ -68,7 +69,7 @@ class Queries:
         self._folder = folder
         self._writer = writer
 
-    def register(self, bus: Bus, status: Status) -> None:
+    def register(self, bus: Bus, status: Status, on_broken: OnBroken) -> None:
         """FastStream owns the handlers: they start with the broker, and are on the AsyncAPI page."""
         answers: dict[str, Answer] = {
             "sessions": self.sessions,
@@ -79,7 +80,7 @@ class Queries:
             "outcome": self.outcome,
         }
         for name, answer in answers.items():
-            self._subscribe(bus, name, answer)
+            self._subscribe(bus, name, answer, on_broken)
 
         @bus.broker.subscriber(
             subjects.operator_query("status"), queue=subjects.HISTORY_GROUP, title="status", max_workers=2
@@ -87,7 +88,7 @@ class Queries:
         async def answer_status(_: NatsMessage) -> bytes:
             return dump(await status())
 
-    def _subscribe(self, bus: Bus, name: str, answer: Answer) -> None:
+    def _subscribe(self, bus: Bus, name: str, answer: Answer, on_broken: OnBroken) -> None:
         @bus.broker.subscriber(
             f"chat.history.{name}.*", queue=subjects.HISTORY_GROUP, title=name, max_workers=CONCURRENT_QUERIES
         )
@@ -99,6 +100,9 @@ class Queries:
             except ContractError as error:
                 log.warning("query_refused", query=name, reason=error.reason)
                 return dump(Failure(error="bad_request"))
+            except LogError as error:
+                on_broken(error)  # FastStream would log it and go on
+                return dump(Failure(error="not_ready"))
 
     def _read(self, name: str, message: NatsMessage) -> Query:
         query = read_query(name, message.body)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from contracts.turns import Go, Stop
 from services.history.arrivals import Delivery
 from services.history.batch import Situation
-from services.history.log.port import Cursor
+from services.history.log.port import Cursor, LogError
 from services.history.publisher import Publisher
 from services.history.recorder import Committed, Recorder
 from services.history.scheduler import OpenTurn
@@ -27,10 +27,27 @@ class LogThread:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log")
+        self._broken = asyncio.Event()
+        self._error: LogError | None = None
 
     async def run(self, work: Callable[[], T]) -> T:
         """work's result. A caller that is cancelled does not cancel the work: a commit is never left half done."""
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, work))
+        try:
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, work))
+        except LogError as error:
+            self.broke(error)
+            raise
+
+    def broke(self, error: LogError) -> None:
+        """Whoever met it (a query's handler, a callback of the bus) may swallow it; watch does not."""
+        self._error = self._error or error
+        self._broken.set()
+
+    async def watch(self) -> None:
+        """Raises the first LogError that anybody met: supervised, so that the process ends."""
+        await self._broken.wait()
+        assert self._error is not None
+        raise self._error
 
     def close(self) -> None:
         self._executor.shutdown(wait=True)

@@ -17,8 +17,12 @@ from services.history.scheduler import OpenTurn
 FIRST_HASH = bytes(32)
 
 
-class LogError(Exception):
+class LogError(RuntimeError):
     """The log could not do what it was asked, and whether it did is not known: the process exits and reopens it."""
+
+
+class LogUnreadable(LogError):
+    """A row of the log that this version cannot read: a newer one wrote it, or the file is damaged."""
 
 
 class LogFenced(LogError):
@@ -81,8 +85,8 @@ class Transaction(Protocol):
         """A session's rows in version order, this transaction's own among them."""
         ...
 
-    def bodies(self, positions: list[int]) -> dict[int, bytes]:
-        """The stored bytes at these positions."""
+    def events_at(self, positions: list[int]) -> dict[int, Event]:
+        """The events at these positions."""
         ...
 
     def outcome(self, user_id: str, event_id: str) -> StoredOutcome | None:

@@ -17,12 +17,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TextIO
 
-from contracts.envelope import read_event
+from contracts.envelope import Event, read_event
+from contracts.errors import ContractError
 from services.history.log.port import (
     FIRST_HASH,
     Cursor,
     LogError,
     LogFenced,
+    LogUnreadable,
     ParkedDelivery,
     Stored,
     StoredOutcome,
@@ -66,28 +68,29 @@ class SqliteLog:
 
     @contextmanager
     def transaction(self, before: Cursor, after: Cursor) -> Iterator[Transaction]:
-        try:
+        with _as_log_error():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 _move_cursor(self._connection, before, after)
                 yield SqliteTransaction(self._connection)
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                self._roll_back()
                 raise
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise LogError(f"the log failed: {error}") from error
 
     @contextmanager
     def look(self) -> Iterator[Transaction]:
-        try:
+        with _as_log_error():
             self._connection.execute("BEGIN")
             try:
                 yield SqliteTransaction(self._connection)
             finally:
-                self._connection.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise LogError(f"the log failed: {error}") from error
+                self._roll_back()
+
+    def _roll_back(self) -> None:
+        """An error of the disk may have ended the transaction by itself."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def close(self) -> None:
         self._connection.close()
@@ -95,13 +98,15 @@ class SqliteLog:
 
 
 class SqliteTransaction:
-    """The verbs of one batch, one statement each."""
+    """The verbs of one batch, one statement each. Each raises LogError itself: a failed statement may have ended the
+    transaction, so nobody may take its error for one of an event's.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        row = connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
-        self._position: int = row[0] if row else 0
-        self._hash: bytes = row[1] if row else FIRST_HASH
+        last = self._all("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1")
+        self._position: int = last[0][0] if last else 0
+        self._hash: bytes = last[0][1] if last else FIRST_HASH
 
     def last_position(self) -> int:
         return self._position
@@ -114,7 +119,7 @@ class SqliteTransaction:
         body_hash = hashlib.sha256(event.body).digest()
         self._hash = chain_hash(self._hash, stored, data_hash, body_hash)
         self._position = stored.position
-        self._connection.execute(
+        self._all(
             "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 stored.position,
@@ -134,29 +139,32 @@ class SqliteTransaction:
         )
 
     def session_rows(self, user_id: str, session_id: str) -> Iterator[Stored]:
-        rows = self._connection.execute(
-            "SELECT position, version, recorded_at, body FROM events"
-            " WHERE user_id = ? AND session_id = ? ORDER BY version",
-            (user_id, session_id),
-        )
-        return (stored_row(*row) for row in rows)
+        """Read row by row: a long session is never held whole."""
+        with _as_log_error():
+            for row in self._connection.execute(
+                "SELECT position, version, recorded_at, body FROM events"
+                " WHERE user_id = ? AND session_id = ? ORDER BY version",
+                (user_id, session_id),
+            ):
+                yield stored_row(*row)
 
-    def bodies(self, positions: list[int]) -> dict[int, bytes]:
-        rows = self._connection.execute(
+    def events_at(self, positions: list[int]) -> dict[int, Event]:
+        rows = self._all(
             "SELECT position, body FROM events WHERE position IN (SELECT value FROM json_each(?))",
             (json.dumps(positions),),
         )
-        return dict(rows.fetchall())
+        return {position: _read_row(position, body) for position, body in rows}
 
     def outcome(self, user_id: str, event_id: str) -> StoredOutcome | None:
-        return find_outcome(self._connection.execute(OUTCOME_SQL, outcome_parameters(user_id, event_id)).fetchone())
+        rows = self._all(OUTCOME_SQL, outcome_parameters(user_id, event_id))
+        return find_outcome(rows[0] if rows else None)
 
     def owner(self, event_id: str) -> str | None:
-        row = self._connection.execute("SELECT user_id FROM events WHERE event_id = ?", (event_id,)).fetchone()
-        return row[0] if row else None
+        rows = self._all("SELECT user_id FROM events WHERE event_id = ?", (event_id,))
+        return rows[0][0] if rows else None
 
     def put_outcome(self, user_id: str, outcome: StoredOutcome, decided_at: str) -> None:
-        self._connection.execute(
+        self._all(
             "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 user_id,
@@ -172,14 +180,14 @@ class SqliteTransaction:
         )
 
     def drop_outcome(self, user_id: str, event_id: str) -> None:
-        self._connection.execute("DELETE FROM outcomes WHERE user_id = ? AND event_id = ?", (user_id, event_id))
+        self._all("DELETE FROM outcomes WHERE user_id = ? AND event_id = ?", (user_id, event_id))
 
     def drop_outcomes_before(self, decided_at: str) -> None:
         """Forget what was refused, or changed nothing, before this time."""
-        self._connection.execute("DELETE FROM outcomes WHERE decided_at < ?", (decided_at,))
+        self._all("DELETE FROM outcomes WHERE decided_at < ?", (decided_at,))
 
     def park(self, parked: ParkedDelivery, parked_at: str) -> None:
-        self._connection.execute(
+        self._all(
             "INSERT INTO parked (sequence, subject, headers, body, reason, parked_at) VALUES (?, ?, ?, ?, ?, ?)",
             (
                 parked.sequence,
@@ -192,15 +200,19 @@ class SqliteTransaction:
         )
 
     def session_of_turn(self, user_id: str, turn_id: str) -> str | None:
-        row = self._connection.execute(
+        rows = self._all(
             "SELECT session_id FROM events WHERE type = 'user_message_submitted' AND user_id = ? AND turn_id = ?",
             (user_id, turn_id),
-        ).fetchone()
-        return row[0] if row else None
+        )
+        return rows[0][0] if rows else None
 
     def open_turns(self, user_id: str | None = None) -> list[OpenTurn]:
-        rows = self._connection.execute(OPEN_TURNS_SQL, {"user_id": user_id})
+        rows = self._all(OPEN_TURNS_SQL, {"user_id": user_id})
         return [OpenTurn(user, session, turn, position, bool(active)) for user, session, turn, position, active in rows]
+
+    def _all(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> list[Any]:
+        with _as_log_error():
+            return self._connection.execute(sql, parameters).fetchall()
 
 
 OPEN_TURNS_SQL = """
@@ -236,17 +248,33 @@ def find_outcome(row: Any) -> StoredOutcome | None:
 
 
 def stored_row(position: int, version: int, recorded_at: str, body: bytes) -> Stored:
-    return Stored(position, version, recorded_at, read_event(body))
+    return Stored(position, version, recorded_at, _read_row(position, body))
+
+
+def _read_row(position: int, body: bytes) -> Event:
+    try:
+        return read_event(body)
+    except ContractError as error:
+        raise LogUnreadable(f"position {position} of the log: {error.reason}") from error
+
+
+@contextmanager
+def _as_log_error() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LogError(f"the log failed: {error}") from error
 
 
 def _take_lock(path: Path) -> TextIO:
     """Held until the process ends: a second writer is refused, however it was started."""
-    handle = path.open("w")
+    handle = path.open("a")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         handle.close()
         raise LogLocked(f"another process writes to this log ({path} is locked)") from error
+    handle.truncate(0)
     handle.write(f"{os.getpid()}\n")
     handle.flush()
     return handle

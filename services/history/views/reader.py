@@ -78,4 +78,5 @@ class ViewReader:
         return TurnRow(**rows[0]) if rows else None
 
     async def _all(self, sql: str, parameters: tuple[str | int, ...]) -> list[dict[str, Any]]:
-        return [dict(row) for row in await self._store.reading.execute_fetchall(sql, parameters)]
+        with self._store.condemned_if_broken():
+            return [dict(row) for row in await self._store.reading.execute_fetchall(sql, parameters)]

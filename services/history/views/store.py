@@ -9,16 +9,21 @@ import asyncio
 import json
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
+import structlog
 
 from contracts.envelope import read_event
+from services.history.log.port import LogError
 from services.history.log.reader import LogReader, LogRow
 from services.history.views.fold import Change, Put, Recorded, Value, fold
+
+log = structlog.get_logger(__name__)
 
 # Another number: the tables or the fold changed, and the views are rebuilt under the next N.
 VIEWS_VERSION = 1
@@ -37,16 +42,16 @@ class ViewStore:
         self._event_id: str | None = None
 
     @classmethod
-    async def open(cls, folder: Path, log: LogReader) -> ViewStore:
+    async def open(cls, folder: Path, reader: LogReader) -> ViewStore:
         """The newest views that fit the log; others are replaced by empty ones under the next number."""
         number = max(_numbers(folder), default=1)
         store = await _open(folder / f"views-{number}.db")
-        if await store._fits(log):
-            return store
-        await store.close()
-        store = await _open(folder / f"views-{number + 1}.db")
+        if not await store._fits(reader):
+            await store.close()
+            number += 1
+            store = await _open(folder / f"views-{number}.db")
         for old in _numbers(folder):
-            if old <= number:
+            if old < number:
                 remove_views(folder / f"views-{old}.db")
         return store
 
@@ -56,6 +61,21 @@ class ViewStore:
 
     async def apply(self, rows: Sequence[LogRow]) -> None:
         """Fold these rows, which follow the checkpoint, in one transaction with it."""
+        with self.condemned_if_broken():
+            await self._apply(rows)
+
+    @contextmanager
+    def condemned_if_broken(self) -> Iterator[None]:
+        """A damaged file, or rows that are not what the log says, are worth nothing: the next start makes new ones."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if type(error) is sqlite3.DatabaseError or isinstance(error, sqlite3.IntegrityError):
+                log.error("views_condemned", file=self.path.name, error=str(error))
+                remove_views(self.path)
+            raise LogError(f"the views cannot be used: {error}") from error
+
+    async def _apply(self, rows: Sequence[LogRow]) -> None:
         recorded = [Recorded(r.position, r.version, r.recorded_at, read_event(r.body)) for r in rows]
         heads = await self._heads(recorded)
         await self._writing.execute("BEGIN IMMEDIATE")
@@ -96,13 +116,16 @@ class ViewStore:
             values = [*change.values.values(), *change.key.values()]
         await self._writing.execute(sql, values)
 
-    async def _fits(self, log: LogReader) -> bool:
+    async def _fits(self, reader: LogReader) -> bool:
         """Whether these tables are today's, and what they folded last is in the log, at that place."""
-        version = (await _row(self._writing, "PRAGMA user_version"))[0]
-        if version != VIEWS_VERSION:
+        try:
+            version = (await _row(self._writing, "PRAGMA user_version"))[0]
+            if version != VIEWS_VERSION:
+                return False
+            self.position, self._event_id = await _row(self._writing, "SELECT position, event_id FROM checkpoint")
+        except (sqlite3.DatabaseError, IndexError):
             return False
-        self.position, self._event_id = await _row(self._writing, "SELECT position, event_id FROM checkpoint")
-        return self.position == 0 or await log.event_id_at(self.position) == self._event_id
+        return self.position == 0 or await reader.event_id_at(self.position) == self._event_id
 
 
 def _keep_head(heads: dict[tuple[str, str], str | None], change: Change) -> None:
