@@ -231,7 +231,7 @@ class Talker:
     async def beat_for_ever(self) -> None:
         while True:
             await self.be_worker()
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # pace: a worker's beat
 
     async def _hear(self, delivery: Msg) -> None:
         outcome = read_outcome(delivery.data)

@@ -1,0 +1,136 @@
+"""P6: the same send twice is one turn with one outcome, wherever and whenever it comes again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.chatting import chatter, http, new_session, send
+from tests.installations import QUICK, Installation, installation
+from tests.polling import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def started(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installation]:
+    async with installation(tmp_path_factory.mktemp("stack"), gateways=2) as up:
+        yield up
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def running(started: Installation) -> Installation:
+    """One stack for all tests of this file; each has sessions of its own, and the stand-in as it began."""
+    await started.standin.control.reset()
+    await started.standin.control.speed(**QUICK)
+    return started
+
+
+async def turns_of(client: httpx.AsyncClient, session_id: str) -> set[str]:
+    listed = (await client.get(f"/v1/sessions/{session_id}/messages")).json()["messages"]
+    return {message["turn_id"] for message in listed}
+
+
+async def test_the_same_send_at_once_through_two_gateways_is_one_turn(running: Installation) -> None:
+    async with http(running.http(0)) as one, http(running.http(1)) as two:
+        session_id = await new_session(one)
+        for n in range(10):
+            headers = {"Idempotency-Key": f"key-{n}"}
+            answers = await asyncio.gather(
+                *(send(client, session_id, f"again {n}", headers=headers) for client in (one, two, one, two))
+            )
+            assert {answer.status_code for answer in answers} <= {200, 201}
+            outcomes = [answer.json() for answer in answers]
+            assert all(outcome == outcomes[0] for outcome in outcomes), outcomes
+        assert len(await turns_of(one, session_id)) == 10
+
+
+async def test_the_same_key_with_another_body_is_a_conflict(running: Installation) -> None:
+    async with http(running.http(0)) as one, http(running.http(1)) as two:
+        session_id = await new_session(one)
+        headers = {"Idempotency-Key": "k"}
+        first = await send(one, session_id, "this", headers=headers)
+        second = await send(two, session_id, "that", headers=headers)
+        assert (first.status_code, second.status_code) == (201, 422)
+        assert second.json()["code"] == "idempotency_conflict"
+        again = await send(two, session_id, "this", headers=headers)
+        assert again.json() == first.json()
+        assert await turns_of(one, session_id) == {first.json()["turn_id"]}
+
+
+async def test_the_same_key_on_the_socket_and_over_http_is_one_turn(running: Installation) -> None:
+    async with http(running.http(0)) as web, chatter(running.ws(1)) as socket:
+        session_id = await new_session(web)
+        view = await socket.attach(session_id, session_id)
+        answer = await send(web, session_id, "once", headers={"Idempotency-Key": "both doors"})
+        await socket.tell(type="send", session=session_id, text="once", client_message_id="both doors")
+        await socket.until(lambda: socket.replies("accepted"), "accepted")
+        accepted = socket.replies("accepted")[0]
+        assert accepted["event_id"] == answer.json()["event_id"]
+        assert accepted["client_message_id"] == "both doors"
+        await socket.until(lambda: view.ended(answer.json()["turn_id"]), "the end")
+        await socket.tell(type="send", session=session_id, text="other", client_message_id="both doors")
+        await socket.until(lambda: socket.replies("refused"), "refused")
+        assert socket.replies("refused")[0]["code"] == "idempotency_conflict"
+        assert len(await turns_of(web, session_id)) == 1
+
+
+async def test_a_refused_send_may_be_sent_again_and_is_answered(running: Installation) -> None:
+    """The refusal is not what the key stands for: what made it may be over."""
+    async with http(running.http(0)) as web:
+        session_id = await new_session(web)
+        await running.standin.control.speed(token_gap_ms=100, answer_tokens=30)
+        turns = [(await send(web, session_id, f"{n}")).json()["turn_id"] for n in range(21)]
+        refused = await send(web, session_id, "too many", headers={"Idempotency-Key": "later"})
+        assert (refused.status_code, refused.json()["code"]) == (429, "queue_full"), turns
+        await running.standin.control.speed(token_gap_ms=0, answer_tokens=1)
+
+        async def accepted() -> httpx.Response | None:
+            answer = await send(web, session_id, "too many", headers={"Idempotency-Key": "later"})
+            return answer if answer.status_code == 201 else None
+
+        answer = await eventually(accepted, reason="the queue has room again", timeout_s=30)
+        assert answer is not None
+        assert answer.json()["event_id"]
+
+
+async def test_a_session_of_a_name_is_one_session_everywhere(running: Installation) -> None:
+    async with http(running.http(0)) as one, http(running.http(1)) as two:
+        answers = await asyncio.gather(*(client.post("/v1/sessions", json={"name": "mine"}) for client in (one, two)))
+        assert {answer.status_code for answer in answers} <= {200, 201}
+        assert len({answer.json()["session_id"] for answer in answers}) == 1
+        await send(one, "name:mine", "by its name")
+        listed = (await two.get("/v1/sessions")).json()["sessions"]
+        assert [session["name"] for session in listed if session["name"]] == ["mine"]
+
+
+async def test_every_door_gives_the_same_text(running: Installation) -> None:
+    """Done-means 6: byte-identical on WebSocket, SSE, the messages query, and after the views are rebuilt."""
+    async with http(running.http(0)) as web, chatter(running.ws(0)) as socket:
+        session_id = await new_session(web)
+        view = await socket.attach(session_id, session_id)
+        await running.standin.control.script(["odd ", "\u0085\u2028", "🌌 <&>", " end"])
+        headers = {"Accept": "text/event-stream"}
+        streamed = await send(web, session_id, "say it", headers=headers)
+        frames = [json.loads(line[6:]) for line in streamed.text.split("\n") if line.startswith("data: ")]
+        turn_id = frames[0]["turn_id"]
+        by_sse = "".join(frame["text"] for frame in frames if frame["type"] == "token")
+        await socket.until(lambda: view.ended(turn_id), "the end")
+        by_socket = "".join(json.loads(raw)["text"] for raw in view.token_frames[turn_id])
+        assert by_sse == by_socket == view.answers[turn_id].text == "odd \u0085\u2028🌌 <&> end"
+
+        async def text_of_answer() -> str:
+            listed = (await web.get(f"/v1/sessions/{session_id}/messages")).json()["messages"]
+            return str(listed[-1]["text"])
+
+        assert await text_of_answer() == by_socket
+        await running.history.stop()
+        for path in (running.folder / "data").glob("views-*"):
+            path.unlink()
+        await running.history.start()
+        assert await text_of_answer() == by_socket
