@@ -85,4 +85,7 @@ async def serve(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    asyncio.run(serve(arguments().parse_args(argv)))
+    try:
+        asyncio.run(serve(arguments().parse_args(argv)))
+    except OSError as error:
+        sys.exit(f"the stand-in cannot listen: {error}")

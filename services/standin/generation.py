@@ -20,7 +20,7 @@ from services.standin.model import ModelSpec, Piece, answer, thoughts
 from services.standin.prompt import Message, Prompt, Window, fit
 from services.standin.report import Record, Report
 from services.standin.scheduler import LoadOptions, Runner, Scheduler
-from services.standin.telling import Reason, Telling
+from services.standin.telling import Admitted, Finished, Step, Telling
 
 LONGEST_ANSWER_IN_WINDOWS: Final = 10
 """An answer without a limit ends after ten windows, as in Ollama."""
@@ -56,28 +56,6 @@ class Job:
     stops: tuple[str, ...]
     seed: int | None
     plan: Plan
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """The request has its slot, and the prompt is about to be read."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The end. `reason` None: the model broke off without a word (the repeat guard)."""
-
-    reason: Reason | None
-    prompt_tokens: int
-    cached_tokens: int
-    tokens: int
-    load_ns: int
-    prefill_ns: int
-    decode_ns: int
-    total_ns: int
-
-
-Step = Admitted | Piece | Finished
 
 
 class Generation:

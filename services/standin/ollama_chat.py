@@ -11,15 +11,16 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from services.standin import gojson, ollama_requests
+from services.standin.bodies import texts_of, tolerant_fields
 from services.standin.faults import BUSY, RUNNER_LOST, Asked, FaultBook, Plan
-from services.standin.generation import Admitted, Finished, Generation, Job
+from services.standin.generation import Generation, Job
 from services.standin.model import Catalogue, ModelSpec, Piece
 from services.standin.ollama_requests import ChatRequest, Refused
 from services.standin.prompt import PromptTooLong, Window, render
 from services.standin.report import Record
-from services.standin.requests import texts_of, tolerant_fields
 from services.standin.scheduler import LoadOptions, QueueFull, RunnerLost
 from services.standin.strikes import Strikes, Struck, http_date
+from services.standin.telling import Admitted, Finished
 from services.standin.wire import Reply, Request
 
 JSON: Final = "application/json; charset=utf-8"

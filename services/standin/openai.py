@@ -11,17 +11,18 @@ from contextlib import aclosing
 from typing import Final
 
 from services.standin import openai_chunks, openai_requests
+from services.standin.bodies import texts_of, tolerant_fields
 from services.standin.faults import RUNNER_LOST, Asked, Dialect, Fault, FaultBook, Plan
-from services.standin.generation import Admitted, Finished, Generation, Job
+from services.standin.generation import Generation, Job
 from services.standin.hosts import host_allowed, origin_allowed
 from services.standin.model import Catalogue, ModelSpec, Piece
 from services.standin.openai_chunks import Chunks
 from services.standin.openai_requests import Completion, Refused
 from services.standin.prompt import PromptTooLong, Window
 from services.standin.report import Record
-from services.standin.requests import texts_of, tolerant_fields
 from services.standin.scheduler import LoadOptions, QueueFull, RunnerLost
 from services.standin.strikes import Strikes, Struck, http_date
+from services.standin.telling import Admitted, Finished
 from services.standin.wire import Headers, Reply, Request
 
 JSON: Final = "application/json; charset=utf-8"
@@ -191,14 +192,14 @@ class _Answer:
         if not self._reply.started:
             await _refuse(self._reply, refused)
         else:
-            await self._reply.write(openai_chunks.data({"error": refused.error if form == "object" else text}))
+            await self._reply.write(openai_chunks.event({"error": refused.error if form == "object" else text}))
             await self._reply.end()
         return "error"
 
 
 async def _refuse(reply: Reply, refused: Refused) -> None:
     if reply.started:
-        await reply.write(openai_chunks.data({"error": refused.error}))
+        await reply.write(openai_chunks.event({"error": refused.error}))
         await reply.end()
     else:
         await reply.whole(refused.status, _headers(JSON), openai_chunks.encode({"error": refused.error}))

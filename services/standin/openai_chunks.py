@@ -9,8 +9,8 @@ import json
 from typing import Any, Final
 
 from services.standin.faults import Dialect
-from services.standin.generation import Finished
 from services.standin.model import Catalogue, Piece
+from services.standin.telling import Finished
 
 DONE: Final = b"data: [DONE]\n\n"
 FINGERPRINT: Final = "stand-in"
@@ -22,7 +22,7 @@ def encode(value: object) -> bytes:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-def data(value: object) -> bytes:
+def event(value: object) -> bytes:
     return b"data: " + encode(value) + b"\n\n"
 
 
@@ -51,11 +51,11 @@ class Chunks:
         if self._dialect.finish_reason:
             out.append(self._chunk({}, finished.reason, {} if due else {"timings": timings(finished)}))
         if due:
-            out.append(data({**self._head([]), "usage": usage(finished), "timings": timings(finished)}))
+            out.append(event({**self._head([]), "usage": usage(finished), "timings": timings(finished)}))
         if self._dialect.tail == "empty_choices":
-            out.append(data(self._head([])))
+            out.append(event(self._head([])))
         elif self._dialect.tail == "no_choices":
-            out.append(data({**self._shared, "object": "chat.completion.chunk"}))
+            out.append(event({**self._shared, "object": "chat.completion.chunk"}))
         if self._dialect.done_marker:
             out.append(DONE)
         return out
@@ -71,7 +71,7 @@ class Chunks:
         return encode({"choices": choices, **shared, **counted, "timings": timings(finished)})
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None, more: dict[str, Any] | None = None) -> bytes:
-        return data({**self._head([{"finish_reason": reason, "index": 0, "delta": delta}]), **(more or {})})
+        return event({**self._head([{"finish_reason": reason, "index": 0, "delta": delta}]), **(more or {})})
 
     def _head(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"choices": choices, **self._shared, "object": "chat.completion.chunk"}

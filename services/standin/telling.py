@@ -1,4 +1,4 @@
-"""Beside the road (core): an answer token by token: what goes out for each one, and why it ends.
+"""Beside the road (core): an answer token by token: its steps, what goes out for each token, and why it ends.
 
 It owns limit, stop strings and the repeat guard, over any source of pieces (the stand-in's own or a script's). It
 must never wait or send.
@@ -7,11 +7,34 @@ must never wait or send.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from services.standin.model import Piece, RepeatGuard, StopStrings
 
 Reason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """The request has its slot, and the prompt is about to be read."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end. `reason` None: the model broke off without a word (the repeat guard)."""
+
+    reason: Reason | None
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+    load_ns: int
+    prefill_ns: int
+    decode_ns: int
+    total_ns: int
+
+
+Step = Admitted | Piece | Finished
 
 
 class Telling:

@@ -88,6 +88,8 @@ async def test_another_model_waits_for_the_running_answer_and_takes_its_place() 
         other = await chat(standin.ollama_url, "hi", model="other", **SHORT)
         assert (await first).last["done_reason"] == "length"
         assert other.last["load_duration"] > 0.1e9
+        told = {record["model"]: record for record in await standin.control.requests()}
+        assert told["other"]["slot_start"] >= told["smollm2:135m"]["slot_freed"] + 0.1
         assert [model["name"] for model in await loaded(standin)] == ["other:latest"]
 
 
