@@ -123,14 +123,14 @@ async def test_signs_of_an_open_connection_are_no_signs_of_life(wire_of: Spellin
         await wire.head()
         for pause_s in [0.05] * 200:
             await wire.chunks(wire_of.nothing)
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(pause_s)  # pace: the chatter of a wedged server
 
     async def one_then_chatter(wire: Wire) -> None:
         await wire.head()
         await wire.chunks(wire_of.text("a"))
         for pause_s in [0.05] * 200:
             await wire.chunks(wire_of.nothing)
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(pause_s)  # pace: the chatter of a wedged server
 
     for reply, text in ((chatter, ""), (one_then_chatter, "a")):
         assert await asyncio.wait_for(outcome(wire_of, reply, HASTY), 8) == (text, "model_stalled", False)
@@ -143,7 +143,7 @@ async def test_a_slow_drip_of_pieces_is_life_and_the_time_of_our_own_side_does_n
         await wire.head()
         for piece in "abcd":
             await wire.chunks(wire_of.text(piece))
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.15)  # pace: a slow model
         await wire.chunks(wire_of.end)
         await wire.end()
 
