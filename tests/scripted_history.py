@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ USER = "anna"
 # Ollama lists a model without a tag as :latest, so these have one.
 MODEL = "small:1b"
 OTHER_MODEL = "other:1b"
+FORGOTTEN_AFTER_S = 6.0
 
 
 def new_id() -> str:
@@ -85,6 +87,7 @@ class ScriptedHistory:
         self.turns: dict[str, Turn] = {}
         self.claims: list[Event] = []
         self.presences: list[Presence] = []
+        self._latest: dict[str, tuple[float, Presence]] = {}
 
     async def queue_turn(self, model: str = MODEL, text: str = "hello", **options: Any) -> Turn:
         """A turn as history dispatches it."""
@@ -165,7 +168,7 @@ class ScriptedHistory:
         assert event.envelope.causation_id == ids.context_event_id_of(turn.turn_id)
         if isinstance(event.data, TurnClaimed):
             self.claims.append(event)
-            if turn.end is None and turn.run != event.data.run:
+            if turn.end is None and turn.run != event.data.run and not self._alive(turn):
                 turn.run, turn.attempt = event.data.run, turn.attempt + 1
             if self.speaks:
                 await self.say(turn)
@@ -173,6 +176,12 @@ class ScriptedHistory:
             turn.end = event
             if self.speaks:
                 await self.say(turn, Recorded(turn_id=turn.turn_id))
+
+    def _alive(self, turn: Turn) -> bool:
+        """Whether a worker that was heard of lately works on the turn's run: then no other one may have it."""
+        lately = time.monotonic() - FORGOTTEN_AFTER_S
+        heard = [presence for at, presence in self._latest.values() if at > lately]
+        return any(turn.run == run.run for presence in heard for run in presence.runs)
 
     async def on_query(self, msg: Msg) -> None:
         query = read_query("turn", msg.data)
@@ -187,7 +196,9 @@ class ScriptedHistory:
         self.turns[frame["turn_id"]].frames.append(frame)
 
     async def on_presence(self, msg: Msg) -> None:
-        self.presences.append(read_presence(msg.data))
+        presence = read_presence(msg.data)
+        self.presences.append(presence)
+        self._latest[presence.worker_id] = (time.monotonic(), presence)
 
 
 @asynccontextmanager

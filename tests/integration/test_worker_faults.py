@@ -76,6 +76,15 @@ async def test_a_lost_attempt_is_given_back_and_the_next_one_answers(
     assert len(turn.text(1)) < len(STORY)
 
 
+async def test_another_worker_may_have_a_lost_turn_at_once(tmp_path: Path) -> None:
+    async with stage(tmp_path) as (b, history, server), worker(b, server), worker(b, server):
+        await server.control.fault("reset", after=5)
+        turn = await history.queue_turn()
+        # The loser says first that it runs the turn no more; else history would not let the other one have it.
+        await history.ended(turn, timeout_s=5)
+    whole(turn, attempt=2)
+
+
 @pytest.mark.parametrize(
     ("fault", "code", "attempts"),
     [
@@ -227,6 +236,17 @@ async def test_a_broker_that_restarts_in_mid_answer_fails_no_turn(tmp_path: Path
     whole(again, attempt=1)
 
 
+async def test_a_pull_that_a_restarted_broker_forgot_is_made_again(tmp_path: Path) -> None:
+    async with stage(tmp_path) as (b, history, server), worker(b, server):
+        await history.presence(server="ok")
+        await b.kill()
+        await b.start()
+        await eventually(lambda: history.client.is_connected, reason="the test is connected again")
+        turn = await history.queue_turn()
+        await history.ended(turn, timeout_s=8)
+    whole(turn, attempt=1)
+
+
 async def test_the_end_is_told_once_the_broker_is_back(tmp_path: Path) -> None:
     async with stage(tmp_path) as (b, history, server), worker(b, server):
         turn = await history.queue_turn()
@@ -246,17 +266,17 @@ async def test_the_end_is_told_once_the_broker_is_back(tmp_path: Path) -> None:
 
 
 async def test_a_sick_server_is_given_nothing_until_it_answers(tmp_path: Path) -> None:
-    async with stage(tmp_path) as (b, history, server):
+    async with stage(tmp_path) as (b, history, server), worker(b, server):
+        await history.presence(server="ok")
         await server.control.fault("status", route="tags", row="panic", times=None)
-        async with worker(b, server):
-            await history.presence(server="model_error")
-            turn = await history.queue_turn()
-            await history.presence(server="model_error")
-            assert history.claims == []
-            await server.control.reset()
-            await server.control.script(WORDS)
-            await history.presence(server="ok")
-            await history.ended(turn)
+        await history.presence(server="model_error")
+        turn = await history.queue_turn()
+        await history.presence(server="model_error")
+        assert history.claims == []
+        await server.control.reset()
+        await server.control.script(WORDS)
+        await history.presence(server="ok")
+        await history.ended(turn)
     whole(turn, attempt=1)
 
 
