@@ -28,12 +28,14 @@ async def why_not_ready(address: str) -> list[str]:
 
 async def _get(address: str, path: str) -> tuple[int, Any]:
     if address.startswith("unix:"):
+        name = "localhost"
         reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
     else:
+        name = address
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
     try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
         raw = await reader.read(_MAX_ANSWER_BYTES)
     finally:
         writer.close()

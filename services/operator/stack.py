@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import nats
 import nats.errors
@@ -28,12 +29,15 @@ from services.operator.supervisor import STOP_WAIT_S, ProcessState, Supervisor, 
 Say = Callable[[str], None]
 
 POLL_S = 0.03
+_NATS_TIMEOUT_S = 5
 WATCH_EVERY_S = 1.0
 START_S = 15.0
 # A history that has far to catch up is not ready for longer than this; then we say so and go on.
 READY_S = 30.0
 # Programs stop one after the other, each within STOP_WAIT_S; with several slow ones we wait this long.
 DOWN_S = 3 * STOP_WAIT_S
+# What watches is told to end, and is not waited for beyond this: the children are.
+CANCEL_S = 5.0
 # Exit codes after which starting again does not help: wrong settings, and a machine that lacks something.
 _HOPELESS_CODES = (2, 4)
 
@@ -75,9 +79,9 @@ class Stack:
             await self._until(all_ready, READY_S)
         return unready
 
-    async def watch(self) -> None:
-        """Tell of each child that died and was started again, for ever. Raises CannotStart if the supervisor dies."""
-        known = {each.name: each for each in await self.processes()}
+    async def watch(self, shown: list[ProcessState]) -> None:
+        """Tell of each child that is not the one shown, for ever. Raises CannotStart if the supervisor dies."""
+        known = {each.name: each for each in shown}
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
             for each in await self.processes():
@@ -123,10 +127,10 @@ class Stack:
 
     async def _end_what_is_left(self) -> None:
         """A supervisor whose `chatlog up` was killed is still stopping: wait for it instead of meeting its ports."""
-        try:
-            await asyncio.to_thread(self._supervisor.shutdown)
-        except SupervisorGone:
+        if not self._supervisor.answers():
             return
+        with contextlib.suppress(SupervisorGone):  # it is stopping already
+            await asyncio.to_thread(self._supervisor.shutdown)
         self._say("waiting for the stack that ran here before to stop")
         try:
             await self._until(lambda: not self._supervisor.answers(), DOWN_S)
@@ -159,28 +163,20 @@ class Stack:
             raise CannotStart(f"the supervisor does not start: {self._last_line('supervisord.out')}") from None
 
     async def _connect(self) -> Client:
-        """A connection to the broker, once it listens."""
-        found: list[Client] = []
-
-        async def connects() -> bool:
-            with contextlib.suppress(OSError, nats.errors.Error):
-                operator = self.plan.settings.operator
-                client = await nats.connect(
-                    self.plan.nats_url,
-                    user=operator.nats_user,
-                    password=self.plan.secrets.nats_password,
-                    allow_reconnect=False,
-                    connect_timeout=1,
-                    error_cb=_ignore,
-                )
-                found.append(client)
-            return bool(found)
-
+        """A connection to the broker, once it listens: nats-py itself would wait 2 s after the first refusal."""
+        operator = self.plan.settings.operator
         try:
-            await self._until(connects, START_S)
-        except TimeoutError:
+            await self._until(partial(_listens, operator.nats_port), START_S)
+            return await nats.connect(
+                self.plan.nats_url,
+                user=operator.nats_user,
+                password=self.plan.secrets.nats_password,
+                allow_reconnect=False,
+                connect_timeout=_NATS_TIMEOUT_S,
+                error_cb=_ignore,
+            )
+        except (TimeoutError, OSError, nats.errors.Error):
             raise CannotStart(f"nats-server does not start: {self._last_line('nats.log')}") from None
-        return found[0]
 
     async def _until(self, check: Callable[[], bool | Awaitable[bool]], timeout_s: float) -> None:
         """Poll until check holds. Raises TimeoutError; raises CannotStart when a child will never start."""
@@ -233,9 +229,18 @@ async def run_until_signal(stack: Stack, work: Awaitable[None]) -> None:
     finally:
         told.cancel()
         doing.cancel()
-        await asyncio.wait({doing})
+        await asyncio.wait({doing}, timeout=CANCEL_S)
         await stack.stop()
 
 
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 async def _ignore(_error: Exception) -> None:
-    """nats-py prints what it meets while the server is not up yet; we try again and say so ourselves at the end."""
+    """nats-py prints what it meets; we raise, and say it in a sentence."""

@@ -5,12 +5,12 @@ Owns how a child is restarted, logged and stopped. Must never know what a child 
 
 from __future__ import annotations
 
+import http.client
+import socket
 import xmlrpc.client
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from supervisor.xmlrpc import SupervisorTransport
 
 from services.operator.folder import DataFolder
 from services.operator.programs import Program
@@ -21,6 +21,8 @@ _START_S = 1
 _START_RETRIES = 1_000_000
 # The services' drain is 10 s by default; what needs longer than this is killed.
 STOP_WAIT_S = 20
+# It answers within milliseconds; one that hangs must not hang us.
+_CALL_TIMEOUT_S = 5.0
 _LOG_BYTES = 10_000_000
 _LOG_BACKUPS = 3
 
@@ -31,6 +33,10 @@ class SupervisorGone(Exception):
     """The supervisor does not answer."""
 
 
+class SupervisorRefused(SupervisorGone):
+    """It is there and does not do what it was asked: most often because it is stopping."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessState:
     """What the supervisor knows of a child. pid 0: it does not run; exit_code: how it last ended."""
@@ -39,7 +45,6 @@ class ProcessState:
     state: str
     pid: int
     exit_code: int
-    started_at: int
 
     @property
     def running(self) -> bool:
@@ -102,16 +107,17 @@ def _argument(part: str) -> str:
 
 
 class Supervisor:
-    """The running supervisor, asked over its socket. Blocking: each call is a few milliseconds on this machine."""
+    """The running supervisor, asked over its socket. Blocking and bounded; any thread may ask, each on its own."""
 
     def __init__(self, folder: DataFolder) -> None:
-        self._transport = SupervisorTransport(None, None, f"unix://{folder.supervisor_socket}")
-        self._server = xmlrpc.client.ServerProxy("http://localhost", transport=self._transport)
+        self._socket = str(folder.supervisor_socket)
 
     def answers(self) -> bool:
-        """Whether it is there."""
+        """Whether it is there, be it stopping."""
         try:
             self._call("getState")
+        except SupervisorRefused:
+            return True
         except SupervisorGone:
             return False
         return True
@@ -124,7 +130,6 @@ class Supervisor:
                 state=each["statename"],
                 pid=each["pid"],
                 exit_code=each["exitstatus"],
-                started_at=each["start"],
             )
             for each in self._call("getAllProcessInfo")
         ]
@@ -134,18 +139,40 @@ class Supervisor:
 
     def restart(self, name: str) -> None:
         """SIGTERM and a new start; the supervisor sees to both."""
-        self._call("stopProcess", name, True)
+        self._call("stopProcess", name, True, timeout_s=STOP_WAIT_S + _CALL_TIMEOUT_S)
         self._call("startProcess", name, False)
 
     def shutdown(self) -> None:
         """Stop every child, last started first, and then itself."""
         self._call("shutdown")
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
+        transport = _UnixTransport(self._socket, timeout_s)
         try:
-            return getattr(self._server.supervisor, method)(*arguments)
+            with xmlrpc.client.ServerProxy("http://localhost", transport=transport) as server:
+                return getattr(server.supervisor, method)(*arguments)
         except xmlrpc.client.Fault as fault:
-            raise SupervisorGone(f"supervisor refuses {method}: {fault.faultString}") from fault
-        except (OSError, xmlrpc.client.ProtocolError) as error:
-            self._transport.close()
-            raise SupervisorGone(f"supervisor does not answer: {error}") from error
+            raise SupervisorRefused(f"the supervisor refuses {method}: {fault.faultString}") from fault
+        except (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError) as error:
+            raise SupervisorGone(f"the supervisor does not answer: {error}") from error
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    """XML-RPC over a unix socket, within a time."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__()
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def make_connection(self, host: object) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.settimeout(self._timeout_s)
+        try:
+            connection.sock.connect(self._path)
+        except OSError:
+            connection.close()
+            raise
+        self._connection = (str(host), connection)
+        return connection

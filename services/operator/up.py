@@ -25,7 +25,8 @@ async def _start_and_watch(stack: Stack, console: Console) -> None:
     plan = stack.plan
     await stack.start()
     unready = await stack.until_ready()
-    print_stack(console, plan, await stack.processes())
+    shown = await stack.processes()
+    print_stack(console, plan, shown)
     for name, reasons in unready.items():
         console.print(f"{name} is not ready yet: {'; '.join(reasons)}")
     # Imported once the stack is up: FastStream takes a third of a second, which the start does not wait for.
@@ -33,6 +34,15 @@ async def _start_and_watch(stack: Stack, console: Console) -> None:
     from services.runtime.bus import BusAddress
 
     system = BusAddress(plan.nats_url, plan.settings.operator.nats_system_user, plan.secrets.nats_system_password)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(stack.watch())
-        group.create_task(watch_broker(system, plan.folder.broker_store, stack.restart_broker))
+    watching = {
+        asyncio.create_task(stack.watch(shown)),
+        asyncio.create_task(watch_broker(system, plan.folder.broker_store, stack.restart_broker)),
+    }
+    try:
+        # Both run for ever: whichever ends first raises, and that ends the stack.
+        ended, _ = await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
+        ended.pop().result()
+    finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)

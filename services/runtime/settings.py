@@ -135,7 +135,7 @@ def parse_flags(settings_classes: Iterable[type[Settings]], argv: Sequence[str],
     """--gateway-port 8700 and the like. A secret has no flag: every user of the machine can read a command line."""
     parser = _Parser(prog=program, allow_abbrev=False, description="Every flag is a setting; see `chatlog settings`.")
     for name, field in fields_of(settings_classes).items():
-        if not _is_secret(field):
+        if not is_secret(field):
             default = str(field.default).replace("%", "%%")
             reason = str(field.description).replace("%", "%%")
             parser.add_argument(
@@ -210,7 +210,7 @@ def shown(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _is_secret(field: FieldInfo) -> bool:
+def is_secret(field: FieldInfo) -> bool:
     return isinstance(field.default, SecretStr) or "SecretStr" in str(field.annotation)
 
 
