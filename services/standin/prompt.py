@@ -113,7 +113,7 @@ class PromptCache:
 
     def cached_tokens(self, prompt: Prompt) -> int:
         """How many of the prompt's tokens need not be read; one always is."""
-        best = max((_common(prompt.messages, known) for known in self._prompts), default=0)
+        best = max((_shared_tokens(prompt.messages, known) for known in self._prompts), default=0)
         return min(best, prompt.tokens - 1)
 
     def remember(self, messages: tuple[Message, ...]) -> None:
@@ -123,12 +123,12 @@ class PromptCache:
             self._prompts.popitem(last=False)
 
 
-def _common(wanted: Sequence[Message], known: Sequence[Message]) -> int:
-    common = 0
+def _shared_tokens(wanted: Sequence[Message], known: Sequence[Message]) -> int:
+    shared = 0
     for one, other in zip(wanted, known, strict=False):
         if one != other:
             break
-        common += one.tokens
+        shared += one.tokens
     else:
-        common += TOKENS_OF_THE_TURN if len(wanted) <= len(known) else 0
-    return common
+        shared += TOKENS_OF_THE_TURN if len(wanted) <= len(known) else 0
+    return shared
