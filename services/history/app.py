@@ -100,6 +100,8 @@ class History:
             await self._dispatch()
             await self._lifecycle.stopping.wait()
             self.ready = False
+            # Before the bus drains: it would wait its whole 5 s for a follower that still fetches.
+            await self._lifecycle.cancel_tasks()
 
     async def _connect(self, stack: AsyncExitStack) -> None:
         await self.bus.connect()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import nats.errors
@@ -152,6 +153,7 @@ class Follower:
                     await self._check_silence()
         finally:
             await _close_consumer(jetstream, name)
+            await _unsubscribe(subscription)
 
     async def _take(self, messages: list[Msg], expected: int) -> int:
         """Hand a batch on if it is what follows; the cursor moves with it."""
@@ -193,6 +195,12 @@ async def _open_consumer(jetstream: JetStreamContext, start: int) -> str:
         ),
     )
     return consumer.name
+
+
+async def _unsubscribe(subscription: JetStreamContext.PullSubscription) -> None:
+    """Deliveries that nobody fetched any more stay in its queue, and a drain waits for them."""
+    with suppress(nats.errors.Error):  # the connection may be gone, and the subscription with it
+        await subscription.unsubscribe()
 
 
 async def _close_consumer(jetstream: JetStreamContext, name: str) -> None:
