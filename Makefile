@@ -32,6 +32,7 @@ check: $(VENV)/.dev
 # JSON Schemas and the reference pages that are generated from the code.
 contracts: $(VENV)/.dev
 	$(BIN)/python -m contracts.generate
+	$(BIN)/python -m services.operator.reference
 
 lock: $(VENV)/.dev
 	$(COMPILE) pyproject.toml --output-file requirements.lock

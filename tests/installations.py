@@ -5,7 +5,6 @@ Owns starting and ending them. Ports are reserved, everything is on loopback, an
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 
 from tests.brokers import Broker, broker
+from tests.operated import free_port
 from tests.polling import eventually
 from tests.services import Service, service
 from tests.standins import Standin, standin_process
@@ -41,13 +41,6 @@ class Installation:
 
     def ws(self, gateway: int = 0) -> str:
         return self.http(gateway).replace("http", "ws") + "/v1/ws"
-
-
-def free_port() -> int:
-    """A port that nobody has: the system hands out others for a while."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager
