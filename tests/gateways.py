@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 from tests.brokers import Broker
 from tests.polling import eventually
@@ -65,9 +66,9 @@ class Gateway:
         """A WebSocket client."""
         async with connect(
             f"ws://{self.host}/v1/ws",
-            subprotocols=["chat.v1"],
+            subprotocols=[Subprotocol("chat.v1")],
             max_size=None,
-            **options,  # type: ignore[list-item]
+            **options,
         ) as connection:
             client = Socket(connection)
             reading = asyncio.create_task(client.read())

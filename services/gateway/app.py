@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import socket
 
-import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -29,8 +28,6 @@ from services.runtime import streams
 from services.runtime.bus import Bus, BusAddress
 from services.runtime.health import BrokerHealth
 from services.runtime.lifecycle import Lifecycle
-
-log = structlog.get_logger(__name__)
 
 
 async def main(settings: GatewaySettings, lifecycle: Lifecycle) -> None:
@@ -102,10 +99,9 @@ def guarded(http: ASGIApp, websocket: ASGIApp, names: Names, bounds: Bounds) -> 
 
 async def _serve(parts: Parts, listening: socket.socket, lifecycle: Lifecycle) -> None:
     """Until the lifecycle stops; a server that ends by itself ends the process."""
-    host, port = listening.getsockname()[:2]
+    port = listening.getsockname()[1]
     server = Server(build_app(parts, port), parts.settings, parts.connections)
     serving = asyncio.create_task(server.serve(sockets=[listening]), name="server")
-    log.info("listening", host=host, port=port)
     stopping = asyncio.create_task(lifecycle.stopping.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not lifecycle.stopping.is_set():

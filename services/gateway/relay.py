@@ -133,16 +133,21 @@ class Relay:
         """Take a frame; what may go out now, in order."""
         match frame.kind:
             case Kind.EVENT:
+                if self._started and frame.version == self.version + 1:
+                    return self._pass(frame)
                 if not self._started or frame.version > self.version:
                     self._hold_event(frame)
             case Kind.TOKEN:
-                if not self._is_stale(str(frame.turn_id), frame.attempt, frame.index):
-                    self._hold_token(frame)
+                place = str(frame.turn_id), frame.attempt, frame.index
+                if place == (self.turn_id, self.attempt, self.index + 1):
+                    return self._pass(frame)
+                if not self._is_stale(*place):
+                    self._hold_token(frame, place)
             case Kind.SO_FAR:
                 return self._replace(frame)
             case Kind.NOTICE:
                 return [self._step(frame)] if self._started and frame.turn_id not in self._ended else []
-        return self._release()
+        return []
 
     def settle(self, running_turn_id: str | None, running_attempt: int) -> list[Step]:
         """Which answer history says is in flight, once every event that it has was offered.
@@ -166,20 +171,28 @@ class Relay:
         inside = (self.attempt, self.index) if self.turn_id is not None else (0, 0)
         return Step(frame, self.version, *inside)
 
+    def _pass(self, frame: Frame) -> list[Step]:
+        """A frame that is next, and what was held for it."""
+        return [self._advance(frame), *self._release()]
+
     def _release(self) -> list[Step]:
-        """All that is next: tokens first, so that an answer's last token goes before its end."""
+        """All that is held and next: tokens first, so that an answer's last token goes before its end."""
         out: list[Step] = []
-        while self._started:
+        while self._started and (self._tokens or self._events):
             if (frame := self._next_token()) is None and (frame := self._events.pop(self.version + 1, None)) is None:
                 break
             self._held_bytes -= len(frame.raw)
-            if frame.kind is Kind.EVENT:
-                self._fold(frame)
-            else:
-                self.index = frame.index
-                self._note_progress()
-            out.append(self._step(frame))
+            out.append(self._advance(frame))
         return out
+
+    def _advance(self, frame: Frame) -> Step:
+        if frame.kind is Kind.EVENT:
+            self._fold(frame)
+        else:
+            self.index = frame.index
+            if self._seen_token is not None and self._is_stale(*self._seen_token):
+                self._seen_token = None
+        return self._step(frame)
 
     def _next_token(self) -> Frame | None:
         if self.turn_id is None or not self._tokens:
@@ -218,8 +231,7 @@ class Relay:
             self._make_room(frame)
             self._events[frame.version] = frame
 
-    def _hold_token(self, frame: Frame) -> None:
-        key = (str(frame.turn_id), frame.attempt, frame.index)
+    def _hold_token(self, frame: Frame, key: tuple[str, int, int]) -> None:
         if self._seen_token is None or key[0] != self._seen_token[0] or key[1:] > self._seen_token[1:]:
             self._seen_token = key
         if key not in self._tokens:
@@ -233,10 +245,6 @@ class Relay:
             self._tokens.clear()
             self._held_bytes = 0
         self._held_bytes += len(frame.raw)
-
-    def _note_progress(self) -> None:
-        if self._seen_token is not None and self._is_stale(*self._seen_token):
-            self._seen_token = None
 
     def _forget_tokens(self, *, keep_unknown: bool = True) -> None:
         """Drop held tokens that can no longer go out; with keep_unknown False also those of answers not in flight."""

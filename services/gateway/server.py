@@ -10,11 +10,14 @@ import contextlib
 import socket
 from collections.abc import Generator
 
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
 from services.gateway.connections import Connections
 from services.gateway.settings import GatewaySettings
+
+log = structlog.get_logger(__name__)
 
 BACKLOG = 2048
 # A peer that acknowledges nothing for so long is gone, whatever TCP still hopes for.
@@ -51,6 +54,12 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """The lifecycle owns the signals."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or []:
+            host, port = listening.getsockname()[:2]
+            log.info("listening", host=host, port=port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:

@@ -121,9 +121,9 @@ class Guards:
 
 async def _refuse(code: Code, scope: Scope, receive: Receive, send: Send) -> None:
     """A problem response; on a WebSocket in place of the handshake."""
+    # The connection stays: closing it under a body that still comes would reset it, and the client would read nothing.
     headers = {"Retry-After": str(RETRY_AFTER_S)} if code == "too_many_connections" else {}
-    # The body was not read: the connection cannot be used for another request.
-    response = problem(code, headers={**headers, "Connection": "close"})
+    response = problem(code, headers=headers)
     response.raw_headers.extend(_SECURITY_HEADERS)
     await response(scope, receive, send)
 

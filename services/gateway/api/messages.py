@@ -1,4 +1,4 @@
-"""Steps 1 and 2, gateway/api/messages: list a session's messages, and send one.
+"""Step 2, gateway/api/messages: list a session's messages, and send one.
 
 Owns the three ways to be told of a send: when it is recorded, when its answer is there, or as a stream of the answer.
 Must never end an answer by itself: its terminal event does, or an error says that the stream was cut.

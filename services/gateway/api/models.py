@@ -1,4 +1,4 @@
-"""Steps 1 and 2, gateway/api/models: what models are on offer, as OpenAI lists them, our own fields beside.
+"""Step 2, gateway/api/models: what models are on offer, as OpenAI lists them, our own fields beside.
 
 Owns the list made from what workers say of themselves. Must never name a model that no worker was heard with.
 """

@@ -1,4 +1,4 @@
-"""Steps 1 and 2, gateway/api/sessions: create, resume, list, get and rename sessions.
+"""Step 2, gateway/api/sessions: create, resume, list, get and rename sessions.
 
 Owns the session routes. Must never decide whether a session exists: history does, and a name is only another id.
 """

@@ -1,4 +1,4 @@
-"""Steps 1, 2 and 13, gateway/api/ws: the WebSocket door: one socket, many sessions, plain ASGI.
+"""Steps 2 and 13, gateway/api/ws: the WebSocket door: one socket, many sessions, plain ASGI.
 
 Owns one client's socket: what it sends is read, one frame after the other, what it watches is written as it comes. Must
 never keep a task of its own for a socket where nothing happens, nor let one bad frame end more than itself.
