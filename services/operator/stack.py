@@ -13,8 +13,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
+from typing import Any
 
 import nats
 import nats.errors
@@ -25,6 +26,7 @@ from services.operator.plan import CannotStart, Plan, check_ports
 from services.operator.programs import GATEWAY, NATS, leashed
 from services.operator.provisioning import provision
 from services.operator.supervisor import STOP_WAIT_S, ProcessState, Supervisor, SupervisorGone
+from services.runtime.lifecycle import cancel_all
 
 Say = Callable[[str], None]
 
@@ -36,8 +38,6 @@ START_S = 15.0
 READY_S = 30.0
 # Programs stop one after the other, each within STOP_WAIT_S; with several slow ones we wait this long.
 DOWN_S = 3 * STOP_WAIT_S
-# What watches is told to end, and is not waited for beyond this: the children are.
-CANCEL_S = 5.0
 # Exit codes after which starting again does not help: wrong settings, and a machine that lacks something.
 _HOPELESS_CODES = (2, 4)
 
@@ -215,21 +215,19 @@ class Stack:
         return lines[-1] if lines else f"see {path}"
 
 
-async def run_until_signal(stack: Stack, work: Awaitable[None]) -> None:
+async def run_until_signal(stack: Stack, work: Coroutine[Any, Any, None]) -> None:
     """Do work until it ends or somebody sends SIGINT, SIGTERM or SIGHUP; then stop the stack, whatever happened."""
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    doing = asyncio.ensure_future(work)
+    doing = asyncio.create_task(work)
     told = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({doing, told}, return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             doing.result()
     finally:
-        told.cancel()
-        doing.cancel()
-        await asyncio.wait({doing}, timeout=CANCEL_S)
+        await cancel_all({doing, told})
         await stack.stop()
 
 

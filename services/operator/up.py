@@ -12,6 +12,7 @@ from rich.console import Console
 from services.operator.plan import Plan
 from services.operator.show import print_stack
 from services.operator.stack import Stack, run_until_signal
+from services.runtime.lifecycle import cancel_all
 
 
 async def run_stack(plan: Plan, console: Console) -> None:
@@ -43,6 +44,4 @@ async def _start_and_watch(stack: Stack, console: Console) -> None:
         ended, _ = await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
         ended.pop().result()
     finally:
-        for task in watching:
-            task.cancel()
-        await asyncio.gather(*watching, return_exceptions=True)
+        await cancel_all(watching)
