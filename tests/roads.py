@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from contracts import subjects
+from contracts.envelope import Event
 from contracts.queries import MessagesQuery, OutcomeQuery, OutcomeReply, SessionsQuery, StatusReply, TurnQuery
 from tests.brokers import Broker, broker
-from tests.conversing import USER, Event, Talker, claim, completed, message, new_id, session_started, talker
+from tests.conversing import MODEL, USER, Talker, claim, completed, message, new_id, session_started, talker
 from tests.polling import eventually
 from tests.services import Service, service
 
@@ -44,7 +45,7 @@ class Road:
 
     async def run_turn(self, session_id: str, text: str = "hello", answer: str = "hi") -> Event:
         """A whole turn, as gateway and worker play it: its message."""
-        said = message(session_id, text)
+        said = message(session_id, text, model=MODEL)
         await self.talk.say(said)
         context, delivery = await self.talk.context()
         await self.talk.hold(context.turn_id)

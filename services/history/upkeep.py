@@ -88,8 +88,9 @@ class Upkeep:
         try:
             stream = await ask_stream(self._bus)
             limit = datetime.now(UTC) - keep
-            first = await self._first_after(limit, stream.first_sequence, self._writer.cursor.sequence + 1)
-            if first > stream.first_sequence:
+            oldest = max(stream.first_sequence, 1)  # a stream that never held a message says 0
+            first = await self._first_after(limit, oldest, self._writer.cursor.sequence + 1)
+            if first > oldest:
                 jetstream = self._bus.jetstream(ASK_TIMEOUT_S)
                 await jetstream.purge_stream(subjects.INTAKE_STREAM, seq=first)
                 log.info("intake_purged", before_sequence=first)

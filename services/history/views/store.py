@@ -140,16 +140,26 @@ def _keep_head(heads: dict[tuple[str, str], str | None], change: Change) -> None
 
 async def _open(path: Path) -> ViewStore:
     try:
-        return ViewStore(path, await _writing(path), await _reading(path))
+        writing = await _writing(path)
     except sqlite3.DatabaseError:
         # Not a database any more: it is worth nothing, and the log has it all.
         remove_views(path)
-        return ViewStore(path, await _writing(path), await _reading(path))
+        writing = await _writing(path)
+    return ViewStore(path, writing, await _reading(path))
 
 
 async def _writing(path: Path) -> aiosqlite.Connection:
     await asyncio.to_thread(path.touch, 0o600)
     connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
+    try:
+        await _prepare(connection)
+    except sqlite3.Error:
+        await connection.close()  # its thread would keep the process from ending
+        raise
+    return connection
+
+
+async def _prepare(connection: aiosqlite.Connection) -> None:
     await connection.execute("PRAGMA journal_mode = WAL")
     # A crash of the machine may lose the tail, which is folded again; the file stays consistent.
     await connection.execute("PRAGMA synchronous = NORMAL")
@@ -159,7 +169,6 @@ async def _writing(path: Path) -> aiosqlite.Connection:
             f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {VIEWS_VERSION};"
             "INSERT INTO checkpoint VALUES (1, 0, NULL); COMMIT;"
         )
-    return connection
 
 
 async def _reading(path: Path) -> aiosqlite.Connection:
