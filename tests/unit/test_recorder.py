@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from contracts.turns import read_context
 from services.history.context import ContextLimits
 from services.history.effects import Queue, Show, TellSender, TellWorkers, Unqueue
 from services.history.log.port import Cursor, LogError, LogFenced
-from services.history.log.sqlite import SqliteTransaction
+from services.history.log.sqlite import SqliteLog, SqliteTransaction
 from services.history.session import Rules
 from tests.conversing import MODEL, USER, completed, make_event, message, new_id, session_started
 from tests.recording import BOUNDS, STREAM, Scene, begin, cancel, delivered, ended, scene
@@ -399,6 +400,25 @@ def test_copies_are_dropped_on_a_rollback(on: Scene, monkeypatch: pytest.MonkeyP
     assert on.recorder.open_turns() == []
     outcome = on.say(said)
     assert (outcome.code, outcome.version) == (None, 2)
+
+
+def test_copies_replace_what_is_cached_only_after_the_commit(on: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    session_id = begin(on)
+    said = message(session_id)
+    real = SqliteLog.transaction
+
+    @contextmanager
+    def failing(self: SqliteLog, before: Cursor, after: Cursor) -> Iterator[Any]:
+        with real(self, before, after) as tx:
+            yield tx
+            raise LogError("the commit failed")
+
+    monkeypatch.setattr(SqliteLog, "transaction", failing)
+    with pytest.raises(LogError):
+        on.take(said)
+    monkeypatch.undo()
+    assert on.recorder.open_turns() == []
+    assert on.say(said).version == 2
 
 
 def test_the_cursor_is_committed_with_the_events(on: Scene) -> None:

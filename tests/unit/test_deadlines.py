@@ -1,0 +1,101 @@
+"""Which turns have waited too long (D7): on the monotonic clock, from when this process learnt of the fact."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from contracts.turns import ModelPresence, Presence
+from services.history.deadlines import Deadlines, Due, Patience
+from services.history.liveness import Workers
+from services.history.scheduler import OpenTurn
+
+PATIENCE = Patience(no_worker_s=120, requeue_s=60)
+NOBODY = Workers((), frozenset(), grace=False)
+WAITING = OpenTurn("u", "s", "t", 1, active=False)
+QUEUED = replace(WAITING, active=True, model="m")
+RUNNING = replace(QUEUED, run="r", attempt=1)
+
+
+def workers(server: str = "ok", runs: frozenset[tuple[str, str]] = frozenset()) -> Workers:
+    presence = Presence(
+        worker_id="w",
+        models=[ModelPresence(name="m")],
+        server=server,
+        server_kind="openai",
+        slots=1,
+        free=1,
+        runs=[],
+    )
+    return Workers((presence,), runs, grace=False)
+
+
+def watch(
+    turn: OpenTurn, seconds: int, known: Workers = NOBODY, model: str | None = None, patience: Patience = PATIENCE
+) -> tuple[Deadlines, list[tuple[int, Due]]]:
+    """A look every second; what was due, and when."""
+    deadlines = Deadlines(patience, 0)
+    found = []
+    for second in range(seconds + 1):
+        due = deadlines.look(second, [turn], known, model)
+        if due.failed or due.silent or due.start:
+            found.append((second, due))
+    return deadlines, found
+
+
+def test_a_turn_that_nobody_could_take_fails_after_its_time() -> None:
+    for known, code in ((NOBODY, "no_worker"), (workers("model_unreachable"), "model_unreachable")):
+        _, found = watch(QUEUED, 120, known)
+        assert [(at, due.failed) for at, due in found if due.failed] == [(120, [(QUEUED, code)])]
+    _, found = watch(QUEUED, 500, workers())
+    assert not any(due.failed for _, due in found), "a worker serves it: it only waits its turn"
+
+
+def test_a_silent_turn_is_queued_again_every_minute_of_silence() -> None:
+    _, found = watch(QUEUED, 125, workers())
+    assert [(at, due.silent) for at, due in found] == [(60, [QUEUED]), (120, [QUEUED])]
+    _, found = watch(RUNNING, 300, workers(runs=frozenset({("t", "r")})))
+    assert found == [], "its run is alive"
+    _, found = watch(RUNNING, 60, workers())
+    assert [at for at, _ in found] == [60], "its run is dead: the queue may have lost it"
+
+
+def test_the_time_starts_again_after_reset_and_after_a_stall() -> None:
+    deadlines, _ = watch(QUEUED, 100)
+    deadlines.reset()
+    assert next(s for s in range(101, 230) if deadlines.look(s, [QUEUED], NOBODY, None).failed) == 221
+    deadlines, _ = watch(QUEUED, 100)
+    assert not deadlines.look(130, [QUEUED], NOBODY, None).failed
+    assert next(s for s in range(131, 300) if deadlines.look(s, [QUEUED], NOBODY, None).failed) == 250
+
+
+def test_a_worker_that_comes_and_goes_starts_the_time_again() -> None:
+    deadlines, _ = watch(QUEUED, 100)
+    deadlines.look(101, [QUEUED], workers(), None)
+    failed = [second for second in range(102, 300) if deadlines.look(second, [QUEUED], NOBODY, None).failed]
+    assert failed[0] == 222
+
+
+def test_a_turn_without_a_model_starts_with_the_first_or_fails() -> None:
+    _, found = watch(WAITING, 120)
+    assert [(at, due.failed) for at, due in found] == [(120, [(WAITING, "no_worker")])]
+    _, found = watch(WAITING, 0, workers(), "m")
+    assert [due.start for _, due in found] == [True]
+
+
+def test_a_turn_that_waits_for_room_is_neither_started_nor_failed() -> None:
+    """Behind its session's active turn, or behind the user's bound."""
+    bound = replace(PATIENCE, active_per_user=1)
+    alive = workers(runs=frozenset({("t", "r")}))
+    for behind, patience in ((replace(WAITING, turn_id="t2", position=2), PATIENCE),
+                             (replace(WAITING, turn_id="t2", position=2, session_id="s2"), bound)):  # fmt: skip
+        for known, model in ((alive, "m"), (alive, None)):
+            deadlines = Deadlines(patience, 0)
+            for second in range(200):
+                due = deadlines.look(second, [RUNNING, behind], known, model)
+                assert due == Due()
+
+
+def test_what_has_ended_is_forgotten() -> None:
+    deadlines, _ = watch(QUEUED, 100)
+    deadlines.look(101, [], NOBODY, None)
+    assert not deadlines.look(102, [QUEUED], NOBODY, None).failed

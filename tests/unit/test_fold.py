@@ -1,0 +1,167 @@
+"""The views' fold on real files: the same rows however it was cut, resumed, or given another log's checkpoint (D4)."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.history.log.reader import LogReader
+from services.history.views import store as views
+from services.history.views.store import ViewStore
+from tests.conversing import completed, make_event, message, new_id, session_started
+from tests.recording import Scene, begin, ended, scene
+
+
+@pytest.fixture
+def on(tmp_path: Path) -> Iterator[Scene]:
+    with scene(tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(on: Scene) -> AsyncIterator[tuple[ViewStore, LogReader]]:
+    reader = await LogReader.open(on.path)
+    store = await ViewStore.open(on.folder, reader)
+    try:
+        yield store, reader
+    finally:
+        await store.close()
+        await reader.close()
+
+
+async def fold(on: Scene, rows_at_once: int = 1000, batches: int | None = None) -> dict[str, list[Any]]:
+    """All rows of the views after so many batches."""
+    async with opened(on) as (store, reader):
+        while batches != 0 and (rows := await reader.rows_after(store.position, rows_at_once)):
+            await store.apply(rows)
+            batches = None if batches is None else batches - 1
+        return {
+            table: [
+                tuple(row) for row in await store.reading.execute_fetchall(f"SELECT * FROM {table} ORDER BY 1, 2, 3")
+            ]
+            for table in ("sessions", "messages", "turns", "checkpoint")
+        }
+
+
+def live(on: Scene) -> str:
+    """A session with turns in every state."""
+    session_id = begin(on)
+    for end in ("answer_completed", "answer_failed", "answer_cancelled"):
+        said, _ = on.running(session_id, f"before {end}")
+        if end == "answer_completed":
+            on.take(completed(session_id, str(said.turn_id), text="done"))
+        else:
+            on.take(ended(said, end, 1, text="partly", usage={"prompt_tokens": 3}))
+    on.running(session_id, "runs")
+    on.take(message(session_id, "waits"), make_event("session_renamed", session_id, {"title": "new"}))
+    return session_id
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 3, 7])
+async def test_the_same_rows_in_batches_of_any_size(on: Scene, rows_at_once: int) -> None:
+    live(on)
+    at_once = await fold(on)
+    for path in on.folder.glob("views-*"):
+        path.unlink()
+    assert await fold(on, rows_at_once) == at_once
+
+
+async def test_a_fold_that_was_stopped_goes_on_from_its_checkpoint(on: Scene) -> None:
+    live(on)
+    await fold(on, 3, batches=2)
+    part = await fold(on, batches=0)
+    assert part["checkpoint"][0][1] == 6
+    whole = await fold(on, 3)
+    for path in on.folder.glob("views-*"):
+        path.unlink()
+    assert await fold(on) == whole
+
+
+async def test_what_each_event_makes_of_the_views(on: Scene) -> None:
+    session_id = live(on)
+    rows = await fold(on)
+    [session] = rows["sessions"]
+    assert (session[1], session[3], session[7]) == (session_id, "new", len(on.types(session_id)))
+    answers = {row[9]: row for row in rows["messages"] if row[5] == "assistant"}
+    assert set(answers) == {"completed", "failed", "cancelled", "running", "waiting"}
+    texts = {status: row[6] for status, row in answers.items()}
+    assert texts == {"completed": "done", "failed": "partly", "cancelled": "partly", "running": "", "waiting": ""}
+    assert json.loads(answers["failed"][13]) == {"prompt_tokens": 3}
+    assert answers["failed"][10] == "model_error"
+    parents = [row[3] for row in sorted(rows["messages"], key=lambda row: row[4])]
+    ids = [row[2] for row in sorted(rows["messages"], key=lambda row: row[4])]
+    assert parents == [None, *ids[:-1]], "each follows the one before"
+
+
+async def test_an_answer_stands_right_behind_its_message(on: Scene) -> None:
+    session_id = begin(on)
+    said = [message(session_id, str(number)) for number in range(3)]
+    on.take(*said)
+    rows = sorted((await fold(on))["messages"], key=lambda row: row[4])
+    assert [row[8] for row in rows] == [each.turn_id for each in said for _ in range(2)]
+    assert [row[5] for row in rows] == ["user", "assistant"] * 3
+
+
+@pytest.mark.parametrize("other", ["shorter", "different"])
+async def test_views_of_another_log_are_rebuilt_under_the_next_number(on: Scene, other: str) -> None:
+    live(on)
+    await fold(on)
+    on.log.close()
+    for path in on.folder.glob("log.db*"):
+        path.unlink()
+    on.open()
+    if other == "different":
+        live(on)
+    else:
+        on.take(session_started(new_id()))
+    rebuilt = await fold(on)
+    assert [path.name for path in on.folder.glob("views-*.db")] == ["views-2.db"]
+    [(_, position, event_id)] = rebuilt["checkpoint"]
+    assert on.sql("SELECT event_id FROM events WHERE position = ?", position) == [(event_id,)]
+    assert len(rebuilt["sessions"]) == 1
+
+
+async def test_a_later_shape_of_the_views_is_rebuilt(on: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    live(on)
+    before = await fold(on)
+    monkeypatch.setattr(views, "VIEWS_VERSION", views.VIEWS_VERSION + 1)
+    assert await fold(on) == before
+    assert [path.name for path in on.folder.glob("views-*.db")] == ["views-2.db"]
+
+
+async def test_what_an_interrupted_rebuild_left_behind_is_cleared_away(on: Scene) -> None:
+    live(on)
+    before = await fold(on)
+    (on.folder / "views-1.db").rename(on.folder / "views-3.db")
+    (on.folder / "views-2.db").write_bytes(b"old")
+    assert await fold(on) == before
+    assert [path.name for path in on.folder.glob("views-*.db")] == ["views-3.db"]
+
+
+async def test_a_checkpoint_moves_with_its_rows_or_not_at_all(on: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    live(on)
+    async with opened(on) as (store, reader):
+        rows = await reader.rows_after(0, 10)
+        real = ViewStore._write
+        left = iter(range(9))
+
+        async def failing(self: ViewStore, change: Any) -> None:
+            if next(left, None) is None:
+                raise RuntimeError("a bug in the fold")
+            await real(self, change)
+
+        monkeypatch.setattr(ViewStore, "_write", failing)
+        with pytest.raises(RuntimeError):
+            await store.apply(rows)
+        monkeypatch.undo()
+        assert store.position == 0
+        await store.apply(rows)
+        assert store.position == 10
+    with closing(sqlite3.connect(on.folder / "views-1.db")) as connection:
+        assert connection.execute("SELECT position FROM checkpoint").fetchall() == [(10,)]
