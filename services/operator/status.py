@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from services.runtime.health import Reason, server_reasons
 ASK_TIMEOUT_S = 2.0
 # Workers say who they are every 2 s.
 LISTEN_S = 2.2
+# What st_blocks counts, whatever the file system: a sparse file is as large as what it takes.
+_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,14 @@ class Status:
     history: StatusReply | None
     workers: list[Presence]
     sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def lag(self) -> int | None:
+        """Events in the intake that the log does not have yet; None where nobody can tell."""
+        intake = next((info for info in self.streams if info.config.name == subjects.INTAKE_STREAM), None)
+        if intake is None or self.history is None:
+            return None
+        return max(intake.state.last_seq - self.history.cursor, 0)
 
 
 async def gather(bus: Bus, system: Bus, data: Path) -> Status:
@@ -62,16 +73,27 @@ async def listen_for_workers(bus: Bus) -> list[Presence]:
 
 
 def sizes_on_disk(data: Path) -> dict[str, int]:
-    """Bytes under each entry of the data folder, largest first."""
-    sizes = {entry.name: _size(entry) for entry in data.iterdir()} if data.is_dir() else {}
-    return dict(sorted(sizes.items(), key=lambda entry: -entry[1]))
+    """Bytes of each part of the data folder, largest first."""
+    sizes: Counter[str] = Counter()
+    for entry in data.iterdir() if data.is_dir() else ():
+        sizes[_part(entry.name)] += _size(entry)
+    return dict(sizes.most_common())
+
+
+def _part(name: str) -> str:
+    """The log and the views are several files each: the database and what SQLite keeps beside it."""
+    if name.startswith("log.db"):
+        return "log"
+    if name.startswith("views-"):
+        return "views"
+    return name if name in ("nats", "logs") else "other"
 
 
 def _size(path: Path) -> int:
     total = 0
     for each in [path, *path.rglob("*")]:
         with contextlib.suppress(FileNotFoundError):  # files come and go while we look
-            total += each.lstat().st_blocks * 512
+            total += each.lstat().st_blocks * _BLOCK_BYTES
     return total
 
 

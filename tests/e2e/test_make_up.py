@@ -99,7 +99,8 @@ async def status_says_how_it_is(up: Up) -> None:
     assert re.search(r"^CHAT_INTAKE +\d+ ", status, re.MULTILINE), status
     assert "lag 0, parked 0, " in status
     assert len(re.findall(r"ollama ok +1 +1 +smollm2:135m", status)) == 2, status
-    assert re.search(r"^on disk .*nats \d", status, re.MULTILINE), status
+    for part in ("log", "views", "nats", "logs"):
+        assert re.search(rf"^on disk .*\b{part} \d+\.\d MiB", status, re.MULTILINE), status
 
 
 async def test_down_stops_it_and_a_second_start_finds_the_same_secrets(tmp_path: Path) -> None:
