@@ -152,7 +152,7 @@ class ScriptedHistory:
             try:
                 found = await self.client.jetstream(timeout=1).get_msg(subjects.INTAKE_STREAM, seq=sequence)
             except (nats.errors.Error, nats.js.errors.Error, OSError):
-                await asyncio.sleep(POLL_EVERY_S)
+                await asyncio.sleep(POLL_EVERY_S)  # pace: the intake is polled
                 continue
             await self.reading.wait()
             sequence += 1

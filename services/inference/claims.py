@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -85,11 +86,10 @@ class Claim:
     async def ask_while(self, waiting: Callable[[], bool]) -> None:
         """Ask every second while the run waits for a word, and whenever one may have been lost."""
         while True:
-            asked_for = True
-            try:
-                await asyncio.wait_for(self._ask_now.wait(), ASK_EVERY_S)
-            except TimeoutError:
-                asked_for = False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASK_EVERY_S):
+                    await self._ask_now.wait()
+            asked_for = self._ask_now.is_set()
             self._ask_now.clear()
             if asked_for or waiting():
                 await self._ask()

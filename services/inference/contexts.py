@@ -130,7 +130,8 @@ class ContextQueue:
         )
         while True:
             try:
-                sign = await asyncio.wait_for(self._signs.get(), PULL_SILENCE_S)
+                async with asyncio.timeout(PULL_SILENCE_S):
+                    sign = await self._signs.get()
             except TimeoutError:
                 raise _PullLost("silent") from None
             if sign == "":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,7 +152,6 @@ def _offered(models: list[Model]) -> tuple[Model, ...]:
 
 async def _at_most(event: asyncio.Event, seconds: float) -> None:
     """Wait for the event, but no longer than this."""
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

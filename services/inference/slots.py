@@ -1,4 +1,4 @@
-"""Step 14, inference/slots: one context in one slot, from the claim to the ack.
+"""Steps 11, 12 and 14, inference/slots: one context in one slot, from the claim to the ack.
 
 Owns the order of things: listen, claim, generate, let out after go, tell the end, ack once it is recorded. The
 decisions are the run's; here they are carried out. Must never let a token or an end out before history's go, nor ack
@@ -25,6 +25,7 @@ from services.inference.presence import Beacon
 from services.inference.run import Lost, Run, Step, abandon, conclude, hear, next_step, terminal_of, waits_for_history
 from services.inference.tokens import Answer
 from services.runtime.bus import Bus
+from services.runtime.lifecycle import cancel_all
 
 log = structlog.get_logger(__name__)
 
@@ -106,8 +107,9 @@ class TurnRun:
                 )
                 working = [generating, *(group.create_task(part) for part in parts)]
                 await self._until(_is_over)
-                for task in working:
-                    task.cancel()
+                # Again and again: a cancel that meets the answer to a request is swallowed in Python 3.11, and a
+                # heartbeat that goes on would hold the turn for ever.
+                await cancel_all(working)
             return next_step(self._run)
         finally:
             await self._claim.close()

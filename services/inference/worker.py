@@ -20,6 +20,7 @@ from services.inference.models.port import ModelServer
 from services.inference.presence import Beacon, Identity
 from services.inference.slots import SlotRules, Station, TurnRun
 from services.runtime.bus import Bus
+from services.runtime.lifecycle import cancel_all
 
 log = structlog.get_logger(__name__)
 
@@ -77,9 +78,7 @@ class Worker:
         for turn in self._running.values():
             turn.give_up()
         await self._ended(min(within_s, GIVE_BACK_S) / 2)
-        for task in self._running:
-            task.cancel()
-        await self._ended(1.0)
+        await cancel_all(self._running)
         for server in (self._servers.asked, *self._servers.slots):
             await server.aclose()
 
@@ -91,7 +90,7 @@ class Worker:
         """One pull loop for each model that the server has now."""
         models = {model.name for model in self.beacon.models}
         for gone in self._queues.keys() - models:
-            self._queues.pop(gone).cancel()
+            group.create_task(cancel_all([self._queues.pop(gone)]))
         for new in sorted(models - self._queues.keys()):
             queue = ContextQueue(self._bus, new, self._take)
             self._queues[new] = group.create_task(queue.serve(self._turnstile, self._gate))
