@@ -82,11 +82,11 @@ class Watch:
     def settle(self, reply: EventsReply) -> None:
         self._deliver(self.relay.settle(reply.running_turn_id, reply.running_attempt), counted=False)
 
-    def misses(self, reply: EventsReply) -> ResyncReason | None:
-        """Why this log cannot serve this watch: it is another one, or it is shorter than what the client has."""
+    def misses(self, reply: EventsReply, version_when_asked: int) -> ResyncReason | None:
+        """Why this log cannot serve this watch: it is another one, or it is shorter than what the client had."""
         if self.epoch not in (None, reply.epoch):
             return "epoch"
-        return "version" if self.version > reply.version else None
+        return "version" if version_when_asked > reply.version else None
 
     def cursor_at(self, step: Step) -> str:
         return str(Cursor(self.epoch or "", step.version, step.attempt, step.last_index))
@@ -115,9 +115,10 @@ async def catch_up(history: History, watches: Sequence[Watch]) -> None:
         group = [watch for watch in group if not watch.ended and await watch.viewer.drained()]
         if not group:
             return
-        after = min(watch.version for watch in group)
-        reply = await history.events(group[0].user_id, group[0].session_id, after)
-        group = [watch for watch in group if not _resynced(watch, reply)]
+        # Live events may overtake the reply: it is held against what a watch had when history was asked.
+        versions = {watch: watch.version for watch in group}
+        reply = await history.events(group[0].user_id, group[0].session_id, min(versions.values()))
+        group = [watch for watch in group if not _resynced(watch, reply, versions[watch])]
         _offer_page(history, group, reply)
         if not reply.more or not group:
             break
@@ -133,10 +134,10 @@ async def catch_up(history: History, watches: Sequence[Watch]) -> None:
         watch.relay.give_up_waiting()
 
 
-def _resynced(watch: Watch, reply: EventsReply) -> bool:
+def _resynced(watch: Watch, reply: EventsReply, version_when_asked: int) -> bool:
     if watch.ended:
         return True
-    reason = watch.misses(reply)
+    reason = watch.misses(reply, version_when_asked)
     if reason is None:
         watch.serve(reply.epoch)
         return False

@@ -227,10 +227,8 @@ class Socket:
         await self._send({"type": "websocket.send", "text": text})
 
     def _too_slow(self) -> None:
-        last: list[frames.ServerFrame] = [
-            frames.Resync(session_id=session, reason="too_slow") for session in self._watches
-        ]
-        self._end(last or [frames.ErrorFrame(code="too_slow")], CLOSE_TOO_SLOW, "too_slow")
+        resyncs = [frames.Resync(session_id=session, reason="too_slow") for session in self._watches]
+        self._end([*resyncs, frames.ErrorFrame(code="too_slow")], CLOSE_TOO_SLOW, "too_slow")
 
     def _end(self, last: list[frames.ServerFrame], code: int, reason: str) -> None:
         if self._ending:
