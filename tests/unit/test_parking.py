@@ -243,6 +243,9 @@ def test_an_error_after_the_first_row_was_planned_leaves_nothing_half_done(
     )
     assert len(on.parked()) == 1
     assert len(on.recorder.open_turns()) == 1
+    shown = [json.loads(frame)["event"]["type"] for frame in on.shown()]
+    assert shown == on.types(session_id)[3:], "nothing is shown that is not there"
+    assert [told.outcome.code for told in on.of(TellSender)] == ["event_parked", None]
 
 
 def test_a_turn_whose_context_cannot_be_assembled_ends_and_holds_up_nobody(
@@ -279,12 +282,19 @@ def test_an_error_of_the_log_parks_nothing(on: Scene, monkeypatch: pytest.Monkey
 
 
 def test_an_error_of_sqlite_in_the_middle_of_an_event_parks_nothing(on: Scene) -> None:
+    """One statement fails and the next would go well: nobody may take it for a fault of the event."""
     session_id = begin(on)
-    on.log._connection.execute("ALTER TABLE outcomes RENAME TO gone")
+    failures = iter([sqlite3.SQLITE_DENY])
+
+    def fail_once(action: int, table: str | None, *_: str | None) -> int:
+        return next(failures, sqlite3.SQLITE_OK) if table == "outcomes" else sqlite3.SQLITE_OK
+
+    on.log._connection.set_authorizer(fail_once)
     with pytest.raises(LogError):
         on.take(message(session_id))
-    on.log._connection.execute("ALTER TABLE gone RENAME TO outcomes")
+    assert next(failures, None) is None
     assert on.parked() == []
+    assert on.say(message(session_id)).version == 2
 
 
 def test_a_row_that_this_version_cannot_read_stops_it(on: Scene) -> None:
