@@ -33,6 +33,13 @@ def alive(pid: int) -> bool:
         return False
 
 
+def end(*pids: int) -> None:
+    """A test that fails leaves nothing running either."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def command_lines() -> list[bytes]:
     """Of every process of this machine."""
     found = []
@@ -109,22 +116,36 @@ async def test_a_dead_supervisor_leaves_no_orphan(tmp_path: Path, number: signal
     with supervised(folder, sample("first"), sample("second")) as process:
         pids = await _pids(Supervisor(folder), "first", "second")
         process.send_signal(number)
-        await eventually(lambda: not any(alive(pid) for pid in pids.values()), reason="the children end")
+        try:
+            await eventually(lambda: not any(alive(pid) for pid in pids.values()), reason="the children end")
+        finally:
+            end(*pids.values())
 
 
-def test_a_killed_parent_of_the_supervisor_leaves_no_orphan() -> None:
+@contextmanager
+def spawned(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_a_killed_parent_of_the_supervisor_leaves_no_orphan() -> None:
     starter = (
         "import os, subprocess, sys; os.environ['CHATLOG_SUPERVISOR_PID'] = str(os.getpid()); "
         "subprocess.Popen(sys.argv[1:]).wait()"
     )
     command = leashed(sys.executable, "-c", CHILD, supervisor=True)
-    with subprocess.Popen([sys.executable, "-c", starter, *command], stdout=subprocess.PIPE) as parent:
+    with spawned(sys.executable, "-c", starter, *command) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline().split()[0])
         assert alive(child)
         parent.kill()
-        # The child held the pipe: it is read to its end only once the child has ended.
-        assert parent.stdout.read() == b""
+        try:
+            await eventually(lambda: not alive(child), reason="the child ends with its parent")
+        finally:
+            end(child)
 
 
 def test_an_orphan_does_not_start() -> None:
