@@ -49,10 +49,15 @@ class MessagesQuery(Query):
 
 
 class TurnQuery(Query):
-    """What is known of a turn. With run: also the word for a worker that holds it (from the log, not the views)."""
+    """What is known of a turn. With run: the word for a worker that holds it (from the log, not the views).
+
+    claimed_at: the intake's sequence of that run's claim. Before history has consumed it there is no word: the turn's
+    state would still speak of the run before.
+    """
 
     turn_id: Uuid
     run: Uuid | None = None
+    claimed_at: Annotated[int, Field(ge=0)] = 0
 
 
 class EventsQuery(Query):

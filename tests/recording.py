@@ -90,7 +90,7 @@ class Scene:
         self.open()
 
     def situation(self, catching_up: bool = False) -> Situation:
-        return Situation(self.now, catching_up, self.alive, self.model, lambda model: 4096)
+        return Situation(self.now, catching_up, self.alive, self.model, lambda model: 4096, lambda model: model)
 
     def take(self, *arrivals: Event | Delivery, catching_up: bool = False) -> tuple[Effect, ...]:
         """One batch."""

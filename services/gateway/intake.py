@@ -119,7 +119,8 @@ def check_room(room: Room) -> None:
 
 def check_model(model: str | None, named: frozenset[str], *, heard: bool) -> None:
     """Refuse a model that no worker has named, once one is heard, and any where none has one. Raises Refused."""
-    if heard and (not named or (model is not None and model not in named)):
+    offered = model is None or not named.isdisjoint((model, f"{model}:latest"))  # Ollama's `m` is `m:latest`
+    if heard and (not named or not offered):
         raise Refused("model_not_found", "no worker offers a model" if not named else "no worker offers this model")
 
 

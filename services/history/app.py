@@ -198,6 +198,7 @@ class History:
             alive=workers.alive,
             default_model=self.default_model(),
             window_of=lambda model: fixed or workers.window_of(model) or unknown,
+            full_name=workers.full_name,
         )
 
     async def reasons(self) -> Sequence[Reason]:

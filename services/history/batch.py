@@ -72,6 +72,7 @@ class Situation:
     alive: Callable[[str, str], bool]
     default_model: str | None
     window_of: Callable[[str], int]
+    full_name: Callable[[str], str]
 
     @property
     def circumstances(self) -> Circumstances:
@@ -170,7 +171,7 @@ class Batch:
         """Whether the turn is as it should be; one on which the pure code raises ends, or it would hold up all."""
         session = self.working.session(waiting.user_id, waiting.session_id)
         turn = session.turns[waiting.turn_id]
-        model = turn.asked_model or session.model or self._situation.default_model
+        model = self._model_of(session, turn)
         if model is None:
             return True
         try:
@@ -296,8 +297,13 @@ class Batch:
         """A restored log meets a claim or an answer of a turn whose context it never assembled."""
         turn = session.turns[str(event.turn_id)]
         said = event.data.model if isinstance(event.data, AnswerCompleted) else None
-        model = said or turn.asked_model or session.model or self._situation.default_model or UNKNOWN_MODEL
+        model = said or self._model_of(session, turn) or UNKNOWN_MODEL
         self._assemble(session, turn, model)
+
+    def _model_of(self, session: Session, turn: Turn) -> str | None:
+        """The send's, else the session's, else the default, under the name that workers offer it by."""
+        model = turn.asked_model or session.model or self._situation.default_model
+        return self._situation.full_name(model) if model is not None else None
 
     def _texts(self, plan: Plan) -> dict[int, str]:
         events = self._tx.events_at([message.position for message in plan.messages])

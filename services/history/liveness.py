@@ -38,6 +38,11 @@ class Workers:
                 return worker.models[0].name
         return None
 
+    def full_name(self, model: str) -> str:
+        """The name under which workers offer this model. Ollama lists `m` as `m:latest`."""
+        tagged = f"{model}:latest"
+        return tagged if not self._offers(model) and self._offers(tagged) else model
+
     def window_of(self, model: str) -> int | None:
         """The smallest window in which a worker runs this model now: any of them may take the turn."""
         windows = [offered.window for _, offered in self._offers(model) if offered.window is not None]

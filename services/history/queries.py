@@ -133,7 +133,7 @@ class Queries:
     async def turn(self, query: TurnQuery) -> bytes:
         """For a worker, that names its run, the word comes from the log; for others the row from the views."""
         if query.run is not None:
-            word = await self._writer.word(query.user_id, query.turn_id)
+            word = await self._writer.word(query.user_id, query.turn_id, query.claimed_at)
             return dump(TurnReply(turn=None, word=word, position=self._writer.position))
         await self._reach(query)
         row = await self._views.turn(query.user_id, query.turn_id)

@@ -93,9 +93,9 @@ class Writer:
         async with self._order:
             await self._thread.run(lambda: self._recorder.drop_outcomes(decided_before))
 
-    async def word(self, user_id: str, turn_id: str) -> Go | Stop | None:
-        """The turn's word; None while history is catching up: the log does not say it yet."""
-        if self._situation().catching_up:
+    async def word(self, user_id: str, turn_id: str, claimed_at: int = 0) -> Go | Stop | None:
+        """The turn's word; None while the log does not say it yet: catching up, or before the claim was consumed."""
+        if self._situation().catching_up or self.cursor.sequence < claimed_at:
             return None
         return await self._thread.run(lambda: self._recorder.word(user_id, turn_id))
 

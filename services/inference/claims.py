@@ -57,7 +57,7 @@ class Claim:
         self._run_id = run_id
         self._heard = heard
         self._held = held
-        self._stored = False
+        self._claimed_at: int | None = None  # the intake's sequence of the claim, once it is stored
         self._subscription: Subscription | None = None
         self._ask_now = asyncio.Event()
 
@@ -72,8 +72,7 @@ class Claim:
 
     async def publish_claim(self) -> None:
         """Ask for the turn, until the queue has it. A repeat is the same event: a known run's claim records nothing."""
-        await self._publish(self._event("turn_claimed", {"run": self._run_id}))
-        self._stored = True
+        self._claimed_at = await self._publish(self._event("turn_claimed", {"run": self._run_id}))
 
     async def publish_end(self, event_type: str, data: dict[str, Any]) -> None:
         """The turn's terminal, until the queue has it: minted once, so that a repeat is the same event."""
@@ -96,7 +95,8 @@ class Claim:
 
     async def _ask(self) -> None:
         user_id = self._context.event.user_id
-        query = TurnQuery(user_id=user_id, turn_id=self._context.turn_id, run=self._run_id)
+        claimed_at = self._claimed_at or 0
+        query = TurnQuery(user_id=user_id, turn_id=self._context.turn_id, run=self._run_id, claimed_at=claimed_at)
         try:
             raw = await self._bus.request(subjects.history_query("turn", user_id), dump(query), ASK_TIMEOUT_S)
             reply = read_reply(TurnReply, raw)
@@ -107,9 +107,7 @@ class Claim:
             return
         if isinstance(reply, Failure) or reply.word is None:
             return
-        if isinstance(reply.word, Go) and reply.word.run != self._run_id and not self._stored:
-            return  # history cannot know of a claim that the queue does not have
-        self._heard(reply.word)
+        self._take(reply.word)
 
     async def _on_message(self, msg: Msg) -> None:
         try:
@@ -118,11 +116,18 @@ class Claim:
             log.warning("unreadable_word", turn_id=self._context.turn_id, reason=error.reason)
             return
         if not isinstance(message, Snapshot):
-            self._heard(message)
+            self._take(message)
         elif (frame := self._held(message.attempt)) is not None and msg.reply:
             await self._bus.publish_live(msg.reply, frame)
 
-    async def _publish(self, event: Event) -> None:
+    def _take(self, word: Word) -> None:
+        """A go for the run before ours is no answer to a claim that the queue does not have yet."""
+        if isinstance(word, Go) and word.run != self._run_id and self._claimed_at is None:
+            return
+        self._heard(word)
+
+    async def _publish(self, event: Event) -> int:
+        """The intake's sequence of the event."""
         subject = subjects.intake(event.user_id, event.session_id, event.type)
         headers = {
             subjects.CHAT_EVENT: event.event_id,
@@ -131,8 +136,9 @@ class Claim:
         }
         while True:
             try:
-                await self._bus.publish_durable(subjects.INTAKE_STREAM, subject, event.body, headers, PUBACK_TIMEOUT_S)
-                return
+                return await self._bus.publish_durable(
+                    subjects.INTAKE_STREAM, subject, event.body, headers, PUBACK_TIMEOUT_S
+                )
             except TooLarge:
                 raise
             except (NotSent, NoAnswer) as error:

@@ -98,3 +98,14 @@ def test_the_model_that_a_turn_gets_if_nobody_named_one() -> None:
 def test_the_window_is_the_smallest_that_a_worker_tells() -> None:
     workers = awake(presence("w1", window=8192), presence("w2", window=2048), presence("w3")).at(LATER)
     assert (workers.window_of("m"), workers.window_of("other")) == (2048, None)
+
+
+def test_a_name_without_a_tag_is_the_latest_where_only_that_is_offered() -> None:
+    """Ollama lists `m` as `m:latest`, and people say `m`."""
+    liveness = Liveness(now_s=0)
+    offered = [ModelPresence(name="m:latest"), ModelPresence(name="n"), ModelPresence(name="n:latest")]
+    liveness.heard(
+        Presence(worker_id="w", models=offered, server="ok", server_kind="ollama", slots=1, free=1, runs=[]), now_s=0
+    )
+    workers = liveness.at(0)
+    assert [workers.full_name(name) for name in ("m", "n", "m:latest", "o")] == ["m:latest", "n", "m:latest", "o"]
