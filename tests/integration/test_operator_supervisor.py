@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def said(folder: DataFolder, name: str) -> str:
+    """What a program has printed so far."""
+    log = folder.logs / f"{name}.log"
+    return log.read_text().strip() if log.exists() else ""
 
 
 def end(*pids: int) -> None:
@@ -102,8 +109,7 @@ async def test_secrets_reach_a_child_by_its_environment_only(tmp_path: Path) -> 
     folder = DataFolder(tmp_path / "data")
     with supervised(folder, sample("only", CHATLOG_SAMPLE="unix:/a b/100%.sock")):
         pid = (await _pids(Supervisor(folder), "only"))["only"]
-        log = folder.logs / "only.log"
-        line = await eventually(lambda: log.exists() and log.read_text().strip(), reason="the child spoke")
+        line = await eventually(partial(said, folder, "only"), reason="the child spoke")
         assert line == f"{pid} unix:/a b/100%.sock canary 100%"
         assert "canary" not in folder.supervisor_config.read_text()
         assert not any(b"canary 100%" in each for each in command_lines())
@@ -115,6 +121,9 @@ async def test_a_dead_supervisor_leaves_no_orphan(tmp_path: Path, number: signal
     folder = DataFolder(tmp_path / "data")
     with supervised(folder, sample("first"), sample("second")) as process:
         pids = await _pids(Supervisor(folder), "first", "second")
+        for name in pids:
+            # Before it speaks it is still the leash, which finds by itself that its parent is gone.
+            await eventually(partial(said, folder, name), reason=f"{name} runs")
         process.send_signal(number)
         try:
             await eventually(lambda: not any(alive(pid) for pid in pids.values()), reason="the children end")
