@@ -137,7 +137,7 @@ class Follower:
             consumer=name, stream=subjects.INTAKE_STREAM, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
         expected = 1
-        heard_s = time.monotonic()
+        ahead_since_s: float | None = None
         try:
             while True:
                 try:
@@ -148,9 +148,9 @@ class Follower:
                     raise _Reopen("the connection was cut")
                 if messages:
                     expected = await self._take(messages, expected)
-                    heard_s = time.monotonic()
-                elif time.monotonic() - heard_s >= SILENT_S:
-                    await self._check_silence()
+                    ahead_since_s = None
+                else:
+                    ahead_since_s = await self._watch_silence(ahead_since_s)
         finally:
             await _close_consumer(jetstream, name)
             await _unsubscribe(subscription)
@@ -169,10 +169,15 @@ class Follower:
         self._note_progress()
         return expected
 
-    async def _check_silence(self) -> None:
+    async def _watch_silence(self, ahead_since_s: float | None) -> float | None:
+        """Since when the stream has been ahead with nothing delivered. One look alone may meet a delivery under way."""
         self.stream = await ask_stream(self._bus)
-        if self.stream.last_sequence > self._writer.cursor.sequence:
+        if self.stream.last_sequence <= self._writer.cursor.sequence:
+            return None
+        since_s = ahead_since_s or time.monotonic()
+        if time.monotonic() - since_s >= SILENT_S:
             raise _Reopen(f"the stream is at {self.stream.last_sequence} and nothing was delivered")
+        return since_s
 
     def _note_progress(self) -> None:
         if self._writer.cursor.sequence >= self._target:
