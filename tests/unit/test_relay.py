@@ -85,7 +85,8 @@ def test_what_comes_in_order_goes_out_at_once() -> None:
 def test_everything_is_held_until_the_cursor_is_served() -> None:
     relay = Relay()
     assert feed(relay, event(4, "user_message_submitted"), started(5), token(1)) == []
-    assert shown(relay.start_at(3)) == ["v4", "v5", "1.1"]
+    assert feed(relay, token(2), completed(6)) == []
+    assert shown(relay.start_at(3)) == ["v4", "v5", "1.1", "1.2", "v6"]
 
 
 def test_an_early_event_waits_for_the_one_before() -> None:
