@@ -9,8 +9,8 @@ class HistorySettings(SharedSettings):
     """What an operator may change of history."""
 
     model: str = setting("", unit="", reason="of turns for which nobody named one; empty: the first that a worker has")
-    num_ctx: int = setting(
-        0, unit="tokens", reason="the window that every native request asks for; 0: the server's own choice", ge=0
+    num_ctx: int | None = setting(
+        None, unit="tokens", reason="the window that every native request asks for; unset: the server's choice", ge=4
     )
     window_unknown: int = setting(
         4096, unit="tokens", reason="taken for a model until its server tells its window: what servers start with", ge=1

@@ -69,7 +69,7 @@ async def test_one_curl_streams_a_real_model_s_answer(up: Up) -> None:
 
 async def test_the_websocket_client_holds_a_conversation_of_three_turns(up: Up, tmp_path: Path) -> None:
     client = block("python", "websockets.connect")
-    assert len(client.splitlines()) <= 15
+    assert len([line for line in client.splitlines() if line]) <= 15
     await run(up, "bash", "-ec", at(up, block("sh", "curl")).splitlines()[0])
     script = tmp_path / "chat.py"
     script.write_text(at(up, client))
