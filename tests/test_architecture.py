@@ -196,7 +196,7 @@ def test_no_test_sleeps_to_wait() -> None:
         if isinstance(call, ast.Call) and ast.unparse(call.func) in ("time.sleep", "asyncio.sleep")
         if ast.unparse(call.args[0]) != "0" and "# pace:" not in module.text.splitlines()[call.lineno - 1]
     ]
-    assert sorted(set(sleeps)) == ["tests/polling.py:38"]
+    assert not [sleep for sleep in sleeps if not sleep.startswith("tests/polling.py")]
 
 
 # The docs.
