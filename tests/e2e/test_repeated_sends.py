@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from tests.chatting import chatter, http, new_session, send
-from tests.installations import QUICK, Installation, installation
+from tests.installations import Installation
 from tests.polling import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def started(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installation]:
-    async with installation(tmp_path_factory.mktemp("stack"), gateways=2) as up:
-        yield up
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def running(started: Installation) -> Installation:
-    """One stack for all tests of this file; each has sessions of its own, and the stand-in as it began."""
-    await started.standin.control.reset()
-    await started.standin.control.speed(**QUICK)
-    return started
 
 
 async def turns_of(client: httpx.AsyncClient, session_id: str) -> set[str]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
-import pytest_asyncio
 
 from tests.chatting import Chatter, chatter, http, new_session, send
 from tests.folding import TERMINALS, SessionView
-from tests.installations import QUICK, Installation, installation
+from tests.installations import Installation
 
 TURNS = 200
 LATE_COMERS = 50
@@ -20,20 +18,6 @@ SEED = 20261121
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def started(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installation]:
-    async with installation(tmp_path_factory.mktemp("stack"), gateways=2) as up:
-        yield up
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def running(started: Installation) -> Installation:
-    """One stack for all tests of this file; each has sessions of its own, and the stand-in as it began."""
-    await started.standin.control.reset()
-    await started.standin.control.speed(**QUICK)
-    return started
 
 
 async def test_two_gateways_show_the_same_bytes_in_the_same_order(running: Installation) -> None:
