@@ -24,7 +24,7 @@ KILLS = 20
 BROKER_KILLS = 10
 SESSIONS = 6
 # Long enough for all that is under way to be claimed again after the last kill.
-SETTLED_S = 60.0
+SETTLED_S = 40.0
 
 
 @dataclass
@@ -126,7 +126,8 @@ async def test_nothing_accepted_is_missing_and_nothing_is_there_twice(tmp_path: 
                     await walk.nats.kill()
                     await walk.nats.start()
             load.stopping = True
-            await asyncio.gather(*sending)
+            async with asyncio.timeout(SETTLED_S):
+                await asyncio.gather(*sending)
             await eventually(lambda: settled(load), reason="all has an outcome and an end", timeout_s=SETTLED_S)
         finally:
             for task in others + sending:
