@@ -98,9 +98,9 @@ async def test_every_door_gives_the_same_text(running: Installation) -> None:
     async with http(running.http(0)) as web, chatter(running.ws(0)) as socket:
         session_id = await new_session(web)
         view = await socket.attach(session_id, session_id)
-        await running.standin.control.script(["odd ", "\u0085\u2028", "🌌 <&>", " end"])
+        await running.standin.control.script(["odd ", "\u0085\u2028", "🌌 <&>", " end"], marker="say it oddly")
         headers = {"Accept": "text/event-stream"}
-        streamed = await send(web, session_id, "say it", headers=headers)
+        streamed = await send(web, session_id, "say it oddly", headers=headers)
         frames = [json.loads(line[6:]) for line in streamed.text.split("\n") if line.startswith("data: ")]
         turn_id = frames[0]["turn_id"]
         by_sse = "".join(frame["text"] for frame in frames if frame["type"] == "token")
