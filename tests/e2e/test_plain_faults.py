@@ -125,8 +125,7 @@ async def end_of(client: httpx.AsyncClient, case: Case, session_id: str) -> dict
         found = await answer_of(client, session_id)
         return found if found["status"] not in ("waiting", "running") else None
 
-    end = await eventually(ended, reason=f"the end of {case.name}", timeout_s=ENDED_TIMEOUT_S)
-    assert end is not None
+    end: dict[str, Any] = await eventually(ended, reason=f"the end of {case.name}", timeout_s=ENDED_TIMEOUT_S)
     return end
 
 
