@@ -14,10 +14,10 @@ POLL_EVERY_S = 0.02
 
 
 @overload
-async def eventually(check: Callable[[], Awaitable[T]], *, reason: str, timeout_s: float = ...) -> T: ...
+async def eventually(check: Callable[[], Awaitable[T | None]], *, reason: str, timeout_s: float = ...) -> T: ...
 @overload
-async def eventually(check: Callable[[], T], *, reason: str, timeout_s: float = ...) -> T: ...
-async def eventually(check: Callable[[], T | Awaitable[T]], *, reason: str, timeout_s: float = 10.0) -> T:
+async def eventually(check: Callable[[], T | None], *, reason: str, timeout_s: float = ...) -> T: ...
+async def eventually(check: Callable[[], T | Awaitable[T | None] | None], *, reason: str, timeout_s: float = 10.0) -> T:
     """The first truthy value of check(), which may be async.
 
     Raises AssertionError with the reason and the last value or exception once timeout_s has passed.
