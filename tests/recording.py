@@ -105,8 +105,8 @@ class Scene:
         self.effects += committed.effects
         return committed.effects
 
-    def fail(self, turns: list[tuple[OpenTurn, str]]) -> tuple[Effect, ...]:
-        return self.did(self.recorder.fail_turns(turns, self.situation()))
+    def end(self, turns: list[tuple[OpenTurn, str]]) -> tuple[Effect, ...]:
+        return self.did(self.recorder.end_turns(turns, self.situation()))
 
     def start_waiting(self) -> tuple[Effect, ...]:
         return self.did(self.recorder.start_waiting(self.situation()))

@@ -75,7 +75,7 @@ class History:
         self.thread = LogThread()
         self.publisher = Publisher(self.bus)
         self.liveness = Liveness(time.monotonic())
-        patience = Patience(settings.no_worker_s, settings.requeue_s, settings.turns_running or None)
+        patience = Patience(settings.no_worker_s, settings.requeue_s, settings.cancel_s, settings.turns_running or None)
         self.deadlines = Deadlines(patience, time.monotonic())
         self.ready = False
 
@@ -159,7 +159,8 @@ class History:
         await self._requeue()
 
     async def _requeue(self) -> None:
-        await self.writer.requeue([turn for turn in await self.writer.open_turns() if turn.active])
+        turns = await self.writer.open_turns()
+        await self.writer.requeue([turn for turn in turns if turn.active and not turn.cancelling])
 
     async def _end_too_large(self, user_id: str, turn_id: str) -> None:
         turns: list[tuple[OpenTurn, str]] = [
@@ -167,7 +168,7 @@ class History:
             for turn in await self.writer.open_turns()
             if (turn.user_id, turn.turn_id) == (user_id, turn_id)
         ]
-        await self.writer.fail_turns(turns)
+        await self.writer.end_turns(turns)
 
     async def _hear_presence(self, message: Msg) -> None:
         try:

@@ -127,7 +127,7 @@ class Batch:
             may_start = startable(self.working.open_turns(user_id), self._bounds.active_per_user)
             again = not all(self._start(turn) for turn in may_start)
 
-    def fail_turn(self, turn: OpenTurn, code: str) -> None:
+    def end_turn(self, turn: OpenTurn, code: str) -> None:
         """End a turn that no worker ends. One that has ended or was claimed meanwhile stays as it is."""
         found = self.working.session(turn.user_id, turn.session_id).turns.get(turn.turn_id)
         if found is not None and found.phase != "ended" and found.run == turn.run:
@@ -187,7 +187,7 @@ class Batch:
     def _end(self, user_id: str, session_id: str, turn_id: str, code: str) -> None:
         session = self.working.session(user_id, session_id)
         with self._whole():
-            self._follow(session, ended_by_history("answer_failed", session.turns[turn_id], code))
+            self._follow(session, ended_by_history(session.turns[turn_id], code))
 
     def _decide(self, event: Event, delivery: Delivery) -> None:
         if not isinstance(event.data, TurnClaimed) and self._known(event, delivery):
@@ -264,7 +264,7 @@ class Batch:
 
     def _follow(self, session: Session, followed: Followed) -> None:
         turn = session.turns[followed.turn_id]
-        event = self._own_event(session, turn, followed.type, dict(followed.data), followed.causation_id or turn.cause)
+        event = self._own_event(session, turn, followed.type, dict(followed.data), followed.cause(turn))
         self._show(self._append(session, event))
         if followed.type in TERMINALS:
             self._answer_claim(session, turn.turn_id)
@@ -281,7 +281,7 @@ class Batch:
         turn_id = str(event.turn_id)
         if event.type in TERMINALS:
             self.effects.append(TellWorkers(session.user_id, Recorded(turn_id=turn_id)))
-        elif isinstance(event.data, CancelRequested) and session.turns[turn_id].phase == "running":
+        elif isinstance(event.data, CancelRequested) and session.turns[turn_id].cancelling:
             self.effects.append(TellWorkers(session.user_id, Cancel(turn_id=turn_id)))
 
     def _assemble(self, session: Session, turn: Turn, model: str) -> bytes:

@@ -1,8 +1,9 @@
 """Step 9, history/deadlines (core): which turns have waited too long, and for what.
 
-Owns the clocks of unfinished turns: nobody could take it (it fails), it went silent (its context is queued again), a
-model has appeared (it may start). They run on monotonic seconds from when this process learnt of the fact, so that a
-jump of the wall clock ends nothing. Must never act: it names what is due.
+Owns the clocks of unfinished turns: nobody could take it (it fails), it went silent (its context is queued again), its
+worker was asked to stop and does not (it is cancelled), a model has appeared (it may start). They run on monotonic
+seconds from when this process learnt of the fact, so that a jump of the wall clock ends nothing. Must never act: it
+names what is due.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from services.history.scheduler import OpenTurn, startable
 @dataclass(frozen=True, slots=True)
 class Patience:
     """no_worker_s: a turn that nobody could take so long fails. requeue_s: silence after which its context is queued
-    again.
+    again. cancel_s: what a worker that is asked to stop has for its own end of the turn.
 
     active_per_user: turns beyond it wait for room, not for a worker (None: no bound). After a pause of this process
     (or its connection) longer than STALL_S nothing is known of what happened meanwhile.
@@ -24,14 +25,16 @@ class Patience:
 
     no_worker_s: float
     requeue_s: float
+    cancel_s: float
     active_per_user: int | None = None
 
 
 @dataclass(slots=True)
 class Due:
-    """What is to be done now."""
+    """What is to be done now. over: turns that history ends, each with its code. cancelling: their workers are told."""
 
-    failed: list[tuple[OpenTurn, str]] = field(default_factory=list)
+    over: list[tuple[OpenTurn, str]] = field(default_factory=list)
+    cancelling: list[OpenTurn] = field(default_factory=list)
     silent: list[OpenTurn] = field(default_factory=list)
     start: bool = False
 
@@ -44,10 +47,12 @@ class Deadlines:
         self._looked_s = now_s
         self._untaken_since: dict[str, float] = {}
         self._silent_since: dict[str, float] = {}
+        self._cancelling_since: dict[str, float] = {}
 
     def reset(self) -> None:
         """After history's start, reconnect, catch-up or own stall: the clocks start again."""
         self._untaken_since.clear()
+        self._cancelling_since.clear()
 
     def look(self, now_s: float, turns: list[OpenTurn], workers: Workers, default_model: str | None) -> Due:
         """What is due at now_s. default_model: what a turn without a model would get."""
@@ -62,9 +67,18 @@ class Deadlines:
             for turn in without_model:
                 self._untaken(turn, workers, now_s, due)
         for turn in turns:
-            if turn.active:
+            if turn.cancelling:
+                self._cancelling(turn, now_s, due)
+            elif turn.active:
                 self._look_at(turn, workers, now_s, due)
         return due
+
+    def _cancelling(self, turn: OpenTurn, now_s: float, due: Due) -> None:
+        """Its worker may have missed the word, or may be gone: its user waits for neither."""
+        if now_s - self._cancelling_since.setdefault(turn.turn_id, now_s) >= self._patience.cancel_s:
+            due.over.append((turn, "cancelled"))
+        else:
+            due.cancelling.append(turn)
 
     def _look_at(self, turn: OpenTurn, workers: Workers, now_s: float, due: Due) -> None:
         if turn.run is not None and workers.alive(turn.turn_id, turn.run):
@@ -81,10 +95,10 @@ class Deadlines:
         if service == "served":
             self._untaken_since.pop(turn.turn_id, None)
         elif now_s - self._untaken_since.setdefault(turn.turn_id, now_s) >= self._patience.no_worker_s:
-            due.failed.append((turn, "model_unreachable" if service == "sick" else "no_worker"))
+            due.over.append((turn, "model_unreachable" if service == "sick" else "no_worker"))
 
     def _forget_ended(self, open_turn_ids: set[str]) -> None:
-        for clocks in (self._untaken_since, self._silent_since):
+        for clocks in (self._untaken_since, self._silent_since, self._cancelling_since):
             for turn_id in clocks.keys() - open_turn_ids:
                 del clocks[turn_id]
 

@@ -76,9 +76,7 @@ class Publisher:
 
     def _start_unqueueing(self, effect: Unqueue) -> None:
         queueing = self._queueing.get(effect.turn_id)
-        if queueing is not None:
-            queueing.cancel()
-        task = asyncio.create_task(self._unqueue(effect), name=f"unqueue {effect.turn_id}")
+        task = asyncio.create_task(self._unqueue(effect, queueing), name=f"unqueue {effect.turn_id}")
         self._unqueueing.add(task)
         task.add_done_callback(self._unqueueing.discard)
 
@@ -106,8 +104,12 @@ class Publisher:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RETRY_MOST_S)
 
-    async def _unqueue(self, effect: Unqueue) -> None:
+    async def _unqueue(self, effect: Unqueue, queueing: asyncio.Task[None] | None) -> None:
         """Best effort: a worker that meets a context of an ended turn is told to stop, and acks it."""
+        if queueing is not None:
+            # A publish that is on its way would come after the purge, and stay for a worker to take.
+            await asyncio.wait({queueing}, timeout=PUBLISH_TIMEOUT_S)
+            queueing.cancel()
         subject = subjects.context("answer", effect.model, effect.turn_id)
         try:
             await self._bus.jetstream(PUBLISH_TIMEOUT_S).purge_stream(subjects.CONTEXT_STREAM, subject=subject)

@@ -63,12 +63,12 @@ class Recorder:
 
         return self._internally(situation, work)
 
-    def fail_turns(self, turns: Iterable[tuple[OpenTurn, str]], situation: Situation) -> Committed:
-        """End unfinished turns that no worker ends, each with its code of answer_failed."""
+    def end_turns(self, turns: Iterable[tuple[OpenTurn, str]], situation: Situation) -> Committed:
+        """End unfinished turns that no worker ends: cancelled, or failed with another code."""
 
         def work(batch: Batch) -> None:
             for turn, code in turns:
-                batch.fail_turn(turn, code)
+                batch.end_turn(turn, code)
 
         return self._internally(situation, work)
 

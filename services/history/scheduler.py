@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class OpenTurn:
-    """An unfinished turn of one user. active: its context was assembled, for this model; run: the latest, if any."""
+    """An unfinished turn of one user. active: its context was assembled, for this model; run: the latest, if any;
+    cancelling: that run was asked to stop.
+    """
 
     user_id: str
     session_id: str
@@ -22,6 +24,7 @@ class OpenTurn:
     model: str | None = None
     run: str | None = None
     attempt: int = 0
+    cancelling: bool = False
 
 
 def startable(turns: Iterable[OpenTurn], active_per_user: int | None) -> list[OpenTurn]:

@@ -64,6 +64,7 @@ class Turn:
     run: str | None = None  # the latest
     runs: frozenset[str] = frozenset()
     attempt: int = 0
+    cancelled_by: str | None = None  # the event that asked for its end; running, it goes on until that is recorded
     ended_by: str | None = None
     ended_code: str | None = None
 
@@ -71,6 +72,11 @@ class Turn:
     def cause(self) -> str:
         """What its next events name as their cause."""
         return self.context_event_id or self.event_id
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether a worker runs it that has been asked to stop."""
+        return self.phase == "running" and self.cancelled_by is not None
 
 
 @dataclass(slots=True)
@@ -129,15 +135,16 @@ class Circumstances:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """An event that follows from another one; history gives it its id, time and place.
-
-    causation_id None: what caused the turn's events so far (Turn.cause) when it is recorded.
-    """
+    """An event that follows from another one; history gives it its id, time and place."""
 
     type: Literal["answer_started", "answer_failed", "answer_cancelled"]
     turn_id: str
     data: dict[str, Any]
-    causation_id: str | None = None
+
+    def cause(self, turn: Turn) -> str:
+        """What it names as its cause, once that is recorded: who asked for the turn's end, else what began it."""
+        asked_by = turn.cancelled_by if self.type == "answer_cancelled" else None
+        return asked_by or turn.cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,18 +203,20 @@ def _decide_claim(session: Session, turn_id: str, run: str, rules: Rules, circum
     nothing = Decision(records=False, answers_claim=True)
     if turn is None or turn.phase == "ended" or run in turn.runs:
         return nothing
-    started = Followed("answer_started", turn_id, {"run": run, "attempt": turn.attempt + 1})
+    follows = Followed("answer_started", turn_id, {"run": run, "attempt": turn.attempt + 1})
     if circumstances.catching_up:
         # The claims in the backlog were answered before the log was restored: each of them happened.
-        return Decision(records=False, answers_claim=True, needs_context=turn.phase == "waiting", follows=(started,))
+        return Decision(records=False, answers_claim=True, needs_context=turn.phase == "waiting", follows=(follows,))
     if turn.phase == "waiting":
         return nothing
     if turn.run is not None and circumstances.alive(turn_id, turn.run):
         return nothing
-    if turn.attempt >= rules.attempts:
-        lost = ended_by_history("answer_failed", turn, "worker_lost")
-        return Decision(records=False, answers_claim=True, follows=(lost,))
-    return Decision(records=False, answers_claim=True, follows=(started,))
+    if turn.cancelling:
+        # Its worker is gone, or gave it back before it heard: nobody is to answer what its user has stopped.
+        follows = ended_by_history(turn, "cancelled")
+    elif turn.attempt >= rules.attempts:
+        follows = ended_by_history(turn, "worker_lost")
+    return Decision(records=False, answers_claim=True, follows=(follows,))
 
 
 def _decide_terminal(session: Session, turn_id: str, attempt: int, circumstances: Circumstances) -> Decision:
@@ -224,25 +233,24 @@ def _decide_terminal(session: Session, turn_id: str, attempt: int, circumstances
 
 
 def _decide_cancel(session: Session, event: Event) -> Decision:
-    """A turn that no worker runs ends at once; a running one is ended by its worker, which is told."""
+    """A turn that no worker runs ends at once; a running one is ended by its worker, which is told until it does."""
     turn = session.turns.get(str(event.turn_id))
     if turn is None:
         return _refused("turn_unknown")
     if turn.phase == "ended":
         return _refused("turn_finished")
+    if turn.cancelling:
+        return Decision(records=False)
     if turn.phase == "running":
         return Decision()
-    cancelled = Followed(
-        "answer_cancelled",
-        turn.turn_id,
-        {"attempt": turn.attempt, "code": "cancelled", "last_index": 0},
-        causation_id=event.event_id,
-    )
-    return Decision(follows=(cancelled,))
+    return Decision(follows=(ended_by_history(turn, "cancelled"),))
 
 
-def ended_by_history(event_type: Literal["answer_failed", "answer_cancelled"], turn: Turn, code: str) -> Followed:
+def ended_by_history(turn: Turn, code: str) -> Followed:
     """The terminal of a turn that no worker ends: nothing of the answer was kept."""
+    event_type: Literal["answer_cancelled", "answer_failed"] = (
+        "answer_cancelled" if code == "cancelled" else "answer_failed"
+    )
     return Followed(event_type, turn.turn_id, {"attempt": turn.attempt, "code": code, "last_index": 0})
 
 
@@ -276,7 +284,7 @@ def evolve(session: Session, event: Event, position: int) -> Session:
         session.title = data.title
     elif isinstance(data, UserMessageSubmitted):
         _add_turn(session, event, data, position)
-    elif not isinstance(data, CancelRequested):
+    else:
         _move_turn(session, event, position)
     return session
 
@@ -310,6 +318,8 @@ def _move_turn(session: Session, event: Event, position: int) -> None:
         if data.system is not None:
             session.shown_system = data.system
         turn.system = session.shown_system
+    elif isinstance(data, CancelRequested):
+        turn.cancelled_by = event.event_id
     elif isinstance(data, AnswerStarted):
         turn.phase = "running"
         turn.run, turn.attempt, turn.runs = data.run, data.attempt, turn.runs | {data.run}

@@ -36,6 +36,12 @@ class HistorySettings(SharedSettings):
     requeue_s: float = setting(
         60.0, unit="s", reason="silence after which a turn's context is queued again; harmless if it is there", ge=0
     )
+    cancel_s: float = setting(
+        5.0,
+        unit="s",
+        reason="a worker ends a turn in milliseconds when told; after it history does, without text",
+        ge=0,
+    )
     intake_keep_h: float = setting(
         24.0, unit="h", reason="what the log has consumed stays so long, to restore a backup from", ge=0
     )

@@ -89,6 +89,7 @@ class Working:
             model=turn.model,
             run=turn.run,
             attempt=turn.attempt,
+            cancelling=turn.cancelling,
         )
 
     def reload(self, user_id: str, session_id: str) -> None:

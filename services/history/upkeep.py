@@ -18,7 +18,7 @@ import structlog
 
 from contracts import subjects
 from contracts.base import dump, time_text
-from contracts.turns import Load, QueueLoad
+from contracts.turns import Cancel, Load, QueueLoad
 from services.history.deadlines import Deadlines
 from services.history.follower import ask_stream
 from services.history.liveness import Workers
@@ -42,7 +42,7 @@ class Upkeep:
         self._folder = folder
 
     async def watch_turns(self, workers: Callable[[], Workers], default_model: Callable[[], str | None]) -> None:
-        """Start, queue again or end what has waited too long, for ever."""
+        """Start, queue again or end what has waited too long, and tell workers what to stop, for ever."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             turns = await self._writer.open_turns()
@@ -50,9 +50,12 @@ class Upkeep:
                 self._deadlines.reset()
                 continue
             due = self._deadlines.look(time.monotonic(), turns, workers(), default_model())
-            if due.failed:
-                log.warning("turns_not_taken", turn_ids=[turn.turn_id for turn, _ in due.failed])
-                await self._writer.fail_turns(due.failed)
+            for turn in due.cancelling:
+                word = Cancel(turn_id=turn.turn_id)
+                await self._bus.publish_live(subjects.turn(turn.user_id, turn.turn_id), dump(word))
+            if due.over:
+                log.warning("turns_over", turns={turn.turn_id: code for turn, code in due.over})
+                await self._writer.end_turns(due.over)
             if due.silent:
                 await self._writer.requeue(due.silent)
             if due.start:

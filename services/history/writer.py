@@ -80,9 +80,9 @@ class Writer:
         situation = self._situation()
         await self._commit(lambda: self._recorder.start_waiting(situation))
 
-    async def fail_turns(self, turns: list[tuple[OpenTurn, str]]) -> None:
+    async def end_turns(self, turns: list[tuple[OpenTurn, str]]) -> None:
         situation = self._situation()
-        await self._commit(lambda: self._recorder.fail_turns(turns, situation))
+        await self._commit(lambda: self._recorder.end_turns(turns, situation))
 
     async def requeue(self, turns: list[OpenTurn]) -> None:
         situation = self._situation()

@@ -9,11 +9,12 @@ from services.history.deadlines import Deadlines, Due, Patience
 from services.history.liveness import Workers
 from services.history.scheduler import OpenTurn
 
-PATIENCE = Patience(no_worker_s=120, requeue_s=60)
+PATIENCE = Patience(no_worker_s=120, requeue_s=60, cancel_s=5)
 NOBODY = Workers((), frozenset(), grace=False)
 WAITING = OpenTurn("u", "s", "t", 1, active=False)
 QUEUED = replace(WAITING, active=True, model="m")
 RUNNING = replace(QUEUED, run="r", attempt=1)
+STOPPED = replace(RUNNING, cancelling=True)
 
 
 def workers(server: str = "ok", runs: frozenset[tuple[str, str]] = frozenset()) -> Workers:
@@ -37,7 +38,7 @@ def watch(
     found = []
     for second in range(seconds + 1):
         due = deadlines.look(second, [turn], known, model)
-        if due.failed or due.silent or due.start:
+        if due.over or due.silent or due.start:
             found.append((second, due))
     return deadlines, found
 
@@ -45,9 +46,9 @@ def watch(
 def test_a_turn_that_nobody_could_take_fails_after_its_time() -> None:
     for known, code in ((NOBODY, "no_worker"), (workers("model_unreachable"), "model_unreachable")):
         _, found = watch(QUEUED, 120, known)
-        assert [(at, due.failed) for at, due in found if due.failed] == [(120, [(QUEUED, code)])]
+        assert [(at, due.over) for at, due in found if due.over] == [(120, [(QUEUED, code)])]
     _, found = watch(QUEUED, 500, workers())
-    assert not any(due.failed for _, due in found), "a worker serves it: it only waits its turn"
+    assert not any(due.over for _, due in found), "a worker serves it: it only waits its turn"
 
 
 def test_a_silent_turn_is_queued_again_every_minute_of_silence() -> None:
@@ -62,22 +63,22 @@ def test_a_silent_turn_is_queued_again_every_minute_of_silence() -> None:
 def test_the_time_starts_again_after_reset_and_after_a_stall() -> None:
     deadlines, _ = watch(QUEUED, 100)
     deadlines.reset()
-    assert next(s for s in range(101, 230) if deadlines.look(s, [QUEUED], NOBODY, None).failed) == 221
+    assert next(s for s in range(101, 230) if deadlines.look(s, [QUEUED], NOBODY, None).over) == 221
     deadlines, _ = watch(QUEUED, 100)
-    assert not deadlines.look(130, [QUEUED], NOBODY, None).failed
-    assert next(s for s in range(131, 300) if deadlines.look(s, [QUEUED], NOBODY, None).failed) == 250
+    assert not deadlines.look(130, [QUEUED], NOBODY, None).over
+    assert next(s for s in range(131, 300) if deadlines.look(s, [QUEUED], NOBODY, None).over) == 250
 
 
 def test_a_worker_that_comes_and_goes_starts_the_time_again() -> None:
     deadlines, _ = watch(QUEUED, 100)
     deadlines.look(101, [QUEUED], workers(), None)
-    failed = [second for second in range(102, 300) if deadlines.look(second, [QUEUED], NOBODY, None).failed]
+    failed = [second for second in range(102, 300) if deadlines.look(second, [QUEUED], NOBODY, None).over]
     assert failed[0] == 222
 
 
 def test_a_turn_without_a_model_starts_with_the_first_or_fails() -> None:
     _, found = watch(WAITING, 120)
-    assert [(at, due.failed) for at, due in found] == [(120, [(WAITING, "no_worker")])]
+    assert [(at, due.over) for at, due in found] == [(120, [(WAITING, "no_worker")])]
     _, found = watch(WAITING, 0, workers(), "m")
     assert [due.start for _, due in found] == [True]
 
@@ -95,7 +96,25 @@ def test_a_turn_that_waits_for_room_is_neither_started_nor_failed() -> None:
                 assert due == Due()
 
 
+def test_a_worker_is_told_to_stop_at_every_look_and_after_its_time_the_turn_is_over() -> None:
+    for known in (NOBODY, workers(runs=frozenset({("t", "r")}))):
+        deadlines = Deadlines(PATIENCE, 0)
+        found = [deadlines.look(second, [STOPPED], known, "m") for second in range(6)]
+        assert found == [Due(cancelling=[STOPPED])] * 5 + [Due(over=[(STOPPED, "cancelled")])]
+
+
+def test_the_time_to_stop_starts_again_after_reset_and_after_a_stall() -> None:
+    """The worker could not be told: it still has what was said, and is given its time."""
+    deadlines = Deadlines(PATIENCE, 0)
+    for second in range(5):
+        deadlines.look(second, [STOPPED], NOBODY, "m")
+    deadlines.reset()
+    assert [deadlines.look(second, [STOPPED], NOBODY, "m").over for second in (5, 9)] == [[], []]
+    assert not deadlines.look(30, [STOPPED], NOBODY, "m").over
+    assert deadlines.look(35, [STOPPED], NOBODY, "m").over == [(STOPPED, "cancelled")]
+
+
 def test_what_has_ended_is_forgotten() -> None:
     deadlines, _ = watch(QUEUED, 100)
     deadlines.look(101, [], NOBODY, None)
-    assert not deadlines.look(102, [QUEUED], NOBODY, None).failed
+    assert not deadlines.look(102, [QUEUED], NOBODY, None).over

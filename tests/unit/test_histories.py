@@ -121,7 +121,7 @@ class History:
             self.outcomes.setdefault(told.outcome.event_id, set()).add(told.outcome.code)
 
 
-RARE = ["repeat", "conflict", "fail", "stop", "garbage", "restart", "broken", "copy", "restore"]
+RARE = ["repeat", "conflict", "fail", "stop", "overdue", "garbage", "restart", "broken", "copy", "restore"]
 OFTEN = ["say"] * 5 + ["claim"] * 5 + ["complete"] * 4 + ["follow"] * 3
 steps = st.lists(st.tuples(st.sampled_from(["start", *OFTEN, *RARE]), st.integers(0, 11)), max_size=60)
 
@@ -157,6 +157,9 @@ def take_step(history: History, kind: str, pick: int, folder: Path) -> None:
         history.on.reopen()
         history.follow(catching_up=True)
         history.on.start_waiting()
+    elif kind == "overdue":
+        turns = [(turn, "cancelled") for turn in history.on.recorder.open_turns() if turn.cancelling]
+        history.on.end(turns)
     elif kind == "broken":
         history.follow(broken=True)
     elif kind == "copy":

@@ -279,10 +279,10 @@ def test_whenever_history_ends_a_turn_it_says_stop_and_empties_the_queue(on: Sce
     session_id = begin(on)
     said, _ = on.running(session_id)
     [turn] = on.recorder.open_turns()
-    on.fail([(turn, "no_worker")])
+    on.end([(turn, "no_worker")])
     assert [getattr(word, "code", None) for word in on.words()] == ["turn_finished"]
     assert on.of(Unqueue) == [Unqueue(str(said.turn_id), MODEL)]
-    on.fail([(turn, "no_worker")])
+    on.end([(turn, "no_worker")])
     assert on.last == (), "it has ended already"
 
 
@@ -292,16 +292,8 @@ def test_a_turn_that_was_claimed_meanwhile_is_not_failed(on: Scene) -> None:
     on.take(said)
     [looked_at] = on.recorder.open_turns()
     on.claim(said, new_id())
-    on.fail([(looked_at, "no_worker")])
+    on.end([(looked_at, "no_worker")])
     assert on.types(session_id)[-1] == "answer_started"
-
-
-def test_a_cancel_by_the_turns_state(on: Scene) -> None:
-    session_id = begin(on)
-    said, _ = on.running(session_id)
-    on.take(cancel(said))
-    assert [word.type for word in on.words()] == ["cancel"], "running: its worker ends it"
-    assert on.say(ended(said, "answer_cancelled", 1, text="so f")).code is None
 
 
 def test_what_is_queued_again_equals_what_was_queued_byte_for_byte(on: Scene) -> None:

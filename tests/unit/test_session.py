@@ -54,6 +54,7 @@ GO = {"type": "go", "turn_id": TURN}
         (QUEUED, None),
         (FIRST, {**GO, "run": RUNS[0], "attempt": 1, "last": False}),
         (SECOND, {**GO, "run": RUNS[1], "attempt": 2, "last": True}),
+        ([*FIRST, cancel(SAID)], {**GO, "run": RUNS[0], "attempt": 1, "last": False}),
         ([*FIRST, completed(SESSION, TURN)], {"type": "stop", "turn_id": TURN, "code": "turn_finished"}),
         ([*FIRST, ended(SAID, "answer_cancelled", 1)], {"type": "stop", "turn_id": TURN, "code": "turn_cancelled"}),
         ([*FIRST, ended(SAID, "answer_failed", 1)], {"type": "stop", "turn_id": TURN, "code": "turn_finished"}),
@@ -88,7 +89,54 @@ def test_deciding_changes_nothing(event: Event) -> None:
     assert session == before
 
 
-@pytest.mark.parametrize("event", [message(SESSION), completed(SESSION, TURN), answer_started(SAID, RUNS[1], 2)])
+@pytest.mark.parametrize(
+    ("events", "recorded", "refusal", "follows"),
+    [
+        ([session_started(SESSION)], False, "turn_unknown", []),
+        (BEGUN, True, None, ["answer_cancelled"]),
+        (QUEUED, True, None, ["answer_cancelled"]),
+        (FIRST, True, None, []),
+        ([*FIRST, cancel(SAID)], False, None, []),
+        ([*SECOND, cancel(SAID)], False, None, []),
+        ([*FIRST, completed(SESSION, TURN)], False, "turn_finished", []),
+        ([*FIRST, cancel(SAID), ended(SAID, "answer_cancelled", 1)], False, "turn_finished", []),
+    ],
+)
+def test_a_cancel_by_the_turns_state(
+    events: list[Event], recorded: bool, refusal: str | None, follows: list[str]
+) -> None:
+    decision = decide(folded(*events), cancel(SAID), RULES, DEAD)
+    assert (decision.records, decision.refusal) == (recorded, refusal)
+    assert [each.type for each in decision.follows] == follows
+
+
+@pytest.mark.parametrize(
+    ("alive", "catching_up", "follows"),
+    [(False, False, ["answer_cancelled"]), (True, False, []), (False, True, ["answer_started"])],
+)
+def test_another_run_of_a_turn_that_is_to_stop(alive: bool, catching_up: bool, follows: list[str]) -> None:
+    """Alive, its worker ends it with its text. While catching up the claim was answered before: it happened."""
+    session = folded(*FIRST, cancel(SAID))
+    around = Circumstances(catching_up, alive=lambda turn, run: alive)
+    decision = decide(session, claim(SESSION, TURN, RUNS[1]), RULES, around)
+    assert [each.type for each in decision.follows] == follows
+    assert decide(session, claim(SESSION, TURN, RUNS[0]), RULES, around).follows == (), "a known run"
+
+
+def test_the_first_end_of_a_turn_that_is_to_stop_is_its_end() -> None:
+    """The worker may have published it before it heard."""
+    for end in (completed(SESSION, TURN), ended(SAID, "answer_failed", 1), ended(SAID, "answer_cancelled", 1)):
+        session = folded(*FIRST, cancel(SAID))
+        assert decide(session, end, RULES, DEAD).records
+        evolve(session, end, 9)
+        assert not session.turns[TURN].cancelling
+        late = decide(session, ended(SAID, "answer_cancelled", 1), RULES, DEAD)
+        assert late.refusal == "turn_finished"
+
+
+@pytest.mark.parametrize(
+    "event", [message(SESSION), cancel(SAID), completed(SESSION, TURN), answer_started(SAID, RUNS[1], 2)]
+)
 def test_a_copy_evolves_alone(event: Event) -> None:
     session = folded(*FIRST)
     before = deepcopy(session)
