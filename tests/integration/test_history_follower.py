@@ -225,3 +225,19 @@ async def test_a_fresh_log_on_a_stream_that_has_lost_its_start_is_refused(tmp_pa
         await purge(walk, 2)
         shutil.rmtree(walk.data_dir)
         assert "events 1 to 1 are gone" in await walk.refuses()
+
+
+async def test_a_step_in_the_consumers_sequence_is_seen(tmp_path: Path) -> None:
+    """Somebody takes deliveries from history's own consumer: what never came must not be passed over."""
+    async with road(tmp_path) as walk:
+        session_id = await walk.begin()
+        jetstream = walk.talk.bus.jetstream()
+        [consumer] = await jetstream.consumers_info(subjects.INTAKE_STREAM)
+        stolen = await jetstream.pull_subscribe_bind(consumer=consumer.name, stream=subjects.INTAKE_STREAM)
+        events = renames(session_id, 100)
+        stealing = [asyncio.create_task(stolen.fetch(5, timeout=2)) for _ in range(3)]
+        await publish_all(walk, events)
+        taken = await asyncio.gather(*stealing, return_exceptions=True)
+        assert any(isinstance(each, list) and each for each in taken), "history has missed some"
+        await all_recorded_once(walk, session_id, events)
+        assert any("consumer sequence" in line["reason"] for line in walk.said("follower_reopens"))
