@@ -58,6 +58,11 @@ def ended(of: Event, event_type: str, attempt: int, **data: Any) -> Event:
     return make_event(event_type, of.session_id, whole, user_id=of.user_id, turn_id=of.turn_id)
 
 
+def only(values: list[Any]) -> Any:
+    [value] = values
+    return value
+
+
 @dataclass
 class Scene:
     """One log and its recorder; what it did outside is in effects, the latest call's in last."""

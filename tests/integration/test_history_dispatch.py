@@ -40,7 +40,7 @@ async def beating(walk: Road, server: str = "ok", runs: list[tuple[str, str]] | 
     async def beat() -> None:
         while True:
             await walk.talk.be_worker(server=server, runs=runs)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # pace: a worker's beat
 
     task = asyncio.create_task(beat())
     try:
@@ -172,7 +172,7 @@ async def test_after_its_start_history_calls_no_run_dead_for_a_while(tmp_path: P
         await walk.talk.publish(claim(said.session_id, turn_id, other))
         assert (await walk.talk.word(turn_id, 2))["run"] == run
         async with beating(walk, runs=[(turn_id, run)]):
-            await asyncio.sleep(7)  # the grace has passed; the run is alive by its worker's word
+            await asyncio.sleep(7)  # pace: the grace has passed; the run is alive by its worker's word
             await walk.talk.publish(claim(said.session_id, turn_id, other))
             assert (await walk.talk.word(turn_id, 3))["run"] == run
 
@@ -191,7 +191,7 @@ async def test_after_standing_still_history_calls_no_run_dead(tmp_path: Path) ->
             await eventually(lambda: walk.said("stopping") == [], reason="it runs")
             walk.history.pause()
             await walk.talk.publish(claim(said.session_id, str(said.turn_id), new_id()))
-            await asyncio.sleep(8)  # longer than presence is remembered
+            await asyncio.sleep(8)  # pace: longer than presence is remembered
             walk.history.resume()
             assert (await walk.talk.word(str(said.turn_id), 2))["run"] == run
         assert (await walk.talk.types(said.session_id)).count("answer_started") == 1

@@ -43,7 +43,7 @@ class Load:
             try:
                 await self.walk.talk.publish(event)
             except (NotSent, NoAnswer):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # pace: as a client tries again
             else:
                 self.accepted[event.event_id] = event
                 return
@@ -58,7 +58,7 @@ class Load:
             else:
                 said = message(session_id, "hello", key=new_id(), model=MODEL)
                 await self.insist(said)
-            await asyncio.sleep(chance.random() * 0.2)
+            await asyncio.sleep(chance.random() * 0.2)  # pace: as a person types
 
     async def work_for_ever(self) -> None:
         while True:
@@ -67,7 +67,7 @@ class Load:
                 await self.run(context.event.session_id, context.turn_id)
                 await delivery.ack()
             except (nats.errors.Error, OSError, NotSent, NoAnswer):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # pace: as a worker tries again
 
     async def run(self, session_id: str, turn_id: str) -> None:
         """Until history says that the turn has its end."""
@@ -83,7 +83,7 @@ class Load:
                 if answer is None:
                     answer = completed(session_id, turn_id, word["attempt"])
                     await self.insist(answer)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # pace: as a worker asks
         finally:
             self.running.discard((turn_id, run))
 
@@ -95,19 +95,19 @@ class Load:
                 word = None
             if word is not None:
                 return dict(word)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # pace: as a worker asks
 
     async def beat_for_ever(self) -> None:
         while True:
             await self.walk.talk.be_worker(runs=list(self.running))
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # pace: a worker's beat
 
     async def supervise_for_ever(self) -> None:
         """As the supervisor does: what died is started again."""
         while True:
             if not self.walk.history.alive:
                 self.walk.history.spawn()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # pace: as a supervisor looks
 
 
 async def test_nothing_accepted_is_missing_and_nothing_is_there_twice(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ async def test_nothing_accepted_is_missing_and_nothing_is_there_twice(tmp_path: 
         others = [asyncio.ensure_future(each()) for each in [*endless, *[load.work_for_ever] * 4]]
         try:
             for kill in range(KILLS):
-                await asyncio.sleep(0.3 + chance.random())
+                await asyncio.sleep(0.3 + chance.random())  # pace: a moment of load between two kills
                 if walk.history.process is not None:
                     await walk.history.kill()
                 if kill % (KILLS // BROKER_KILLS):
