@@ -134,12 +134,20 @@ class Send(Contract):
     on_busy: Literal["queue"] | None = None
 
 
+class Cancel(Contract):
+    """Stop a turn, whoever sent its message. To stop it twice is to stop it once."""
+
+    type: Literal["cancel"]
+    session: Annotated[Text, Field(min_length=1, max_length=300)]
+    turn: Annotated[Text, Field(min_length=1, max_length=100)]
+
+
 class Ping(Contract):
     type: Literal["ping"]
 
 
 ServerFrame = Token | AnswerSoFar | Accepted | Refused | ErrorFrame | Attached | Resync | TurnQueued | Loading | Pong
-ClientFrame = Attach | Detach | Send | Ping
+ClientFrame = Attach | Detach | Send | Cancel | Ping
 CLIENT_FRAME: TypeAdapter[ClientFrame] = TypeAdapter(Annotated[ClientFrame, Field(discriminator="type")])
 
 

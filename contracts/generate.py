@@ -32,6 +32,7 @@ FRAMES: tuple[type[BaseModel], ...] = (
     frames.Attach,
     frames.Detach,
     frames.Send,
+    frames.Cancel,
     frames.Ping,
 )
 TURNS: tuple[type[BaseModel], ...] = (

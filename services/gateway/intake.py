@@ -101,6 +101,11 @@ def rename(request: Request, given: Mapping[str, Any]) -> Event:
     return _event(request, "session_renamed", _kept(given, ("title",)), None)
 
 
+def cancel(request: Request, turn_id: str) -> Event:
+    """cancel_requested. Whether there is such a turn, and whether it has ended, is history's to say. Raises Refused."""
+    return _event(request, "cancel_requested", {}, turn_id)
+
+
 def check_room(room: Room) -> None:
     """Refuse a message while there is no room for it. Raises Refused."""
     if room.intake_share is not None and room.intake_share >= MAX_INTAKE_SHARE:

@@ -90,6 +90,18 @@ class Sends:
         intake.check_room(await self._heard.room(None, self._intake.unrecorded(user_id, session_id)))
         return await self._intake.publish(event)
 
+    async def cancel(self, user_id: str, session_id: str, turn_id: str, key: str | None) -> Sent:
+        """An accepted cancel_requested. Raises Refused."""
+        event_id = self._event_id(user_id, session_id, "cancel_requested", key)
+        event = intake.cancel(Request(user_id, session_id, event_id, self._clock.now()), turn_id)
+        try:
+            await self._model_of(user_id, session_id)
+            intake.check_room(await self._heard.room(None, self._intake.unrecorded(user_id, session_id)))
+        except Refused as refusal:
+            refusal.event_id, refusal.turn_id = event.event_id, event.turn_id
+            raise
+        return await self._intake.publish(event)
+
     def _event_id(self, user_id: str, session_id: str, event_type: str, key: str | None) -> str:
         return self._clock.new_id() if key is None else ids.event_id_of_key(user_id, session_id, event_type, key)
 

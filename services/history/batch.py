@@ -223,7 +223,7 @@ class Batch:
             return False
         if prior.session_id != event.session_id or prior.type not in (None, event.type):
             raise ContractError("event_parked", "its event_id is there under another session or type")
-        same = prior.data_hash == event.data_hash
+        same = (prior.data_hash, prior.turn_id) == (event.data_hash, event.turn_id)
         self._tell_sender(delivery, prior if same else _refusal(event, "idempotency_conflict"), event.user_id)
         return True
 

@@ -52,6 +52,10 @@ class MessageBody(Contract):
     on_busy: Literal["queue"] | None = None
 
 
+class CancelBody(Contract):
+    """Nothing: the address says it all."""
+
+
 def parts_of(request: Request) -> Parts:
     parts: Parts = request.app.state.parts
     return parts
@@ -77,6 +81,11 @@ def key_of(request: Request) -> str | None:
     if len(values) > 1 or not 1 <= len(values[0]) <= KEY_BYTES:
         raise Refused("bad_request", f"{KEY_HEADER}: once, of 1 to {KEY_BYTES} bytes")
     return key
+
+
+def has_body(request: Request) -> bool:
+    """Whether one is announced: where none is needed, one that comes is read and checked all the same."""
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
 async def read_body(request: Request, shape: type[T]) -> dict[str, Any]:

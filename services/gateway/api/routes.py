@@ -63,6 +63,13 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/sessions/{session}/turns/{turn}", "user", turns.get_turn),
     Route(
+        "POST",
+        "/v1/sessions/{session}/turns/{turn}/cancel",
+        "user",
+        turns.cancel_turn,
+        {200: "It is recorded", 202: _RECORDED[202]},
+    ),
+    Route(
         "GET",
         "/v1/sessions/{session}/events",
         "user",
@@ -114,7 +121,7 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
 
 def _extra(route: Route) -> dict[str, Any]:
     """What FastAPI cannot see, since bodies are read as the client wrote them."""
-    if route.body is None:
+    if route.method in ("GET", "HEAD"):
         return {}
     key = {
         "name": KEY_HEADER,
@@ -123,6 +130,8 @@ def _extra(route: Route) -> dict[str, Any]:
         "schema": {"type": "string", "minLength": 1, "maxLength": 200},
         "description": "Repeat it to repeat the request; a new one is made and returned where it is absent.",
     }
+    if route.body is None:
+        return {"parameters": [key]}
     body = {"required": True, "content": {JSON: {"schema": _schema(route.body)}}}
     return {"parameters": [key], "requestBody": body}
 

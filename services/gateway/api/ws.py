@@ -27,7 +27,7 @@ from services.gateway.outbox import Outbox
 from services.gateway.parts import Parts
 from services.gateway.queries import HistoryAway, cursor_of
 from services.gateway.relay import Step
-from services.gateway.sends import session_id_of
+from services.gateway.sends import session_id_of, uuid_of
 from services.gateway.watching import attach_within
 
 log = structlog.get_logger(__name__)
@@ -153,7 +153,9 @@ class Socket:
                 case frames.Detach():
                     self._detach(frame)
                 case frames.Send():
-                    await self._accept(frame, text)
+                    await self._send_message(frame, text)
+                case frames.Cancel():
+                    await self._cancel(frame)
         except Refused as refusal:
             self._put(self._refused(frame, refusal))
         except Exception as error:  # one frame's fault is one frame's error; the socket's others live on
@@ -191,12 +193,21 @@ class Socket:
         if watch is not None:
             self._forget(watch)
 
-    async def _accept(self, frame: frames.Send, text: str) -> None:
+    async def _send_message(self, frame: frames.Send, text: str) -> None:
         session_id = session_id_of(self._user_id, frame.session)
         # The client's own JSON, not the model's: 1 and 1.0, absent and null are different sends under one key.
         sent = await self._parts.sends.message(self._user_id, session_id, frame.client_message_id, parse(text))
-        self._put(_accepted_frame(sent, frame.client_message_id))
-        sent.outcome.add_done_callback(lambda task: self._tell_outcome(task, sent, frame.client_message_id))
+        self._accepted(sent, frame.client_message_id)
+
+    async def _cancel(self, frame: frames.Cancel) -> None:
+        """Repeated, it needs no key: to stop twice is to stop once."""
+        session_id = session_id_of(self._user_id, frame.session)
+        turn_id = uuid_of(frame.turn, "turn_unknown")
+        self._accepted(await self._parts.sends.cancel(self._user_id, session_id, turn_id, None), None)
+
+    def _accepted(self, sent: Sent, client_message_id: str | None) -> None:
+        self._put(_accepted_frame(sent, client_message_id))
+        sent.outcome.add_done_callback(lambda task: self._tell_outcome(task, sent, client_message_id))
 
     def _tell_outcome(self, task: asyncio.Task[OutcomeMessage], sent: Sent, client_message_id: str | None) -> None:
         """A refusal after the accepted; what was recorded shows itself on the feed."""
@@ -205,9 +216,7 @@ class Socket:
         refusal = Refused(_as_code(task.result()), event_id=sent.event.event_id, turn_id=sent.event.turn_id)
         self._put(_refused_frame(sent.event.session_id, refusal, client_message_id))
 
-    def _refused(
-        self, frame: frames.Attach | frames.Detach | frames.Send | frames.Ping, refusal: Refused
-    ) -> frames.Refused:
+    def _refused(self, frame: frames.ClientFrame, refusal: Refused) -> frames.Refused:
         session = getattr(frame, "session", None)
         try:
             session_id = session_id_of(self._user_id, session) if session is not None else None
