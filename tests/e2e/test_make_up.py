@@ -119,16 +119,22 @@ async def test_down_stops_it_and_a_second_start_finds_the_same_secrets(tmp_path:
         assert (up.data / "secrets.json").read_text() == secrets
 
 
+async def running_as(up: Up, words: str) -> int:
+    """The process with these words, once there is exactly one: one that was killed may still be on its way."""
+    return await eventually(lambda: up.pid_of(words), reason=f"one process is {words}")
+
+
 async def test_what_is_killed_is_started_again(tmp_path: Path) -> None:
     async with operated(tmp_path) as up:
         await up.start()
         await up.ready()
         for program in ("history", "gateway", "inference-1", "nats"):
             words = "nats-server" if program == "nats" else f"services.{program.removesuffix('-1')}"
-            before = up.pid_of(words)
+            before = await running_as(up, words)
             os.kill(before, signal.SIGKILL)
             await up.says(f"{program} ended and was started again (process ")
-            assert up.pid_of(words) != before
+            after = await running_as(up, words)
+            assert after != before
         await eventually(lambda: gateway_is_ready(up), reason="the gateway is ready again", timeout_s=30)
 
 
