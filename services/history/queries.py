@@ -83,14 +83,22 @@ class Queries:
             self._subscribe(bus, name, answer, on_broken)
 
         @bus.broker.subscriber(
-            subjects.operator_query("status"), queue=subjects.HISTORY_GROUP, title="status", max_workers=2
+            subjects.operator_query("status"),
+            queue=subjects.HISTORY_GROUP,
+            title="status",
+            max_workers=2,
+            decoder=_as_it_came,
         )
         async def answer_status(_: NatsMessage) -> bytes:
             return dump(await status())
 
     def _subscribe(self, bus: Bus, name: str, answer: Answer, on_broken: OnBroken) -> None:
         @bus.broker.subscriber(
-            f"chat.history.{name}.*", queue=subjects.HISTORY_GROUP, title=name, max_workers=CONCURRENT_QUERIES
+            f"chat.history.{name}.*",
+            queue=subjects.HISTORY_GROUP,
+            title=name,
+            max_workers=CONCURRENT_QUERIES,
+            decoder=_as_it_came,
         )
         async def handle(message: NatsMessage) -> bytes:
             try:
@@ -168,6 +176,11 @@ class Queries:
     async def _reach(self, query: Query) -> None:
         if query.min_position > self._folder.position and not await self._folder.reach(query.min_position):
             raise QueryFailed("not_ready")
+
+
+async def _as_it_came(message: NatsMessage) -> NatsMessage:
+    """A handler is given the whole message: its subject says whose query it is."""
+    return message
 
 
 def _with_code(found: StoredOutcome, code: str) -> StoredOutcome:

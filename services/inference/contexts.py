@@ -86,38 +86,44 @@ class _PullLost(Exception):
 class ContextQueue:
     """One model's contexts. `serve` pulls for as long as it runs; `arrived` is called with each delivery."""
 
-    def __init__(self, bus: Bus, model: str, arrived: Callable[[Delivery], Awaitable[None]]) -> None:
+    def __init__(
+        self, bus: Bus, model: str, arrived: Callable[[Delivery], Awaitable[None]], free: Callable[[], int]
+    ) -> None:
         self._bus = bus
         self._model = model
         self._arrived = arrived
+        self._free = free
         self._subscription: Subscription | None = None
         self._inbox = ""
         self._pulls = 0
         self._signs: asyncio.Queue[str] = asyncio.Queue()
 
     async def serve(self, turnstile: asyncio.Lock, gate: asyncio.Event) -> None:
-        """Pull while gate is open. The turnstile lets one model after the other ask for what is queued already."""
+        """Pull while gate is open. The turnstile lets one model after the other ask for what is queued already.
+
+        That is asked for all free slots at once: one after the other, 32 turns waited 0.2 s for their pulls (measured).
+        """
         try:
             while True:
                 async with turnstile:
                     await gate.wait()
-                    got = await self._pull_or_reopen(wait=False)
+                    got = await self._pull_or_reopen(self._free(), wait=False)
                 if not got and gate.is_set():
-                    await self._pull_or_reopen(wait=True)
+                    await self._pull_or_reopen(1, wait=True)
         finally:
             await self._close()
 
-    async def _pull_or_reopen(self, *, wait: bool) -> bool:
+    async def _pull_or_reopen(self, batch: int, *, wait: bool) -> bool:
         try:
-            return await self._pull(wait=wait)
+            return await self._pull(batch, wait=wait)
         except (_PullLost, nats.errors.Error, OSError) as error:
             log.info("context_queue_reopened", model=self._model, error=type(error).__name__)
             await self._close()
             await asyncio.sleep(REOPEN_AFTER_S)
             return False
 
-    async def _pull(self, *, wait: bool) -> bool:
-        """Ask for one context: whether one came. Raises _PullLost when the server is silent or refuses."""
+    async def _pull(self, batch: int, *, wait: bool) -> bool:
+        """Ask for so many contexts: whether any came. Raises _PullLost when the server is silent or refuses."""
         await self._open()
         self._pulls += 1
         self._signs = asyncio.Queue()
@@ -125,21 +131,23 @@ class ContextQueue:
         consumer = subjects.context_consumer("answer", self._model)
         await self._bus.client.publish(
             f"$JS.API.CONSUMER.MSG.NEXT.{subjects.CONTEXT_STREAM}.{consumer}",
-            json.dumps(_request(wait=wait)).encode(),
+            json.dumps(_request(batch, wait=wait)).encode(),
             reply=self._pull_inbox(),
         )
-        while True:
+        came = 0
+        while came < batch:
             try:
                 async with asyncio.timeout(PULL_SILENCE_S):
                     sign = await self._signs.get()
             except TimeoutError:
                 raise _PullLost("silent") from None
             if sign == "":
-                return True
-            if sign in _ENDED:
-                return False
-            if sign != _IDLE_HEARTBEAT or generation != self._bus.generation:
+                came += 1
+            elif sign in _ENDED:
+                break
+            elif sign != _IDLE_HEARTBEAT or generation != self._bus.generation:
                 raise _PullLost(sign)
+        return came > 0
 
     def _pull_inbox(self) -> str:
         return f"{self._inbox}.{self._pulls}"
@@ -168,13 +176,13 @@ class ContextQueue:
             self._signs.put_nowait(status)
 
 
-def _request(*, wait: bool) -> dict[str, Any]:
-    """A pull of one. wait False: only what is queued already."""
+def _request(batch: int, *, wait: bool) -> dict[str, Any]:
+    """A pull. wait False: only what is queued already."""
     if not wait:
-        return {"batch": 1, "no_wait": True}
+        return {"batch": batch, "no_wait": True}
     nanoseconds = 1_000_000_000
     return {
-        "batch": 1,
+        "batch": batch,
         "expires": int(PULL_EXPIRES_S * nanoseconds),
         "idle_heartbeat": int(PULL_HEARTBEAT_S * nanoseconds),
     }

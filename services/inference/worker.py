@@ -92,7 +92,7 @@ class Worker:
         for gone in self._queues.keys() - models:
             group.create_task(cancel_all([self._queues.pop(gone)]))
         for new in sorted(models - self._queues.keys()):
-            queue = ContextQueue(self._bus, new, self._take)
+            queue = ContextQueue(self._bus, new, self._take, lambda: len(self._idle))
             self._queues[new] = group.create_task(queue.serve(self._turnstile, self._gate))
 
     async def _take(self, delivery: Delivery) -> None:

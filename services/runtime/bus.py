@@ -94,6 +94,8 @@ class Bus:
             disconnected_cb=self._on_disconnect,
             reconnected_cb=self._on_reconnect,
             logger=None,
+            # Handlers parse what they are given: FastStream's own injection takes a thread for each message (measured).
+            apply_types=False,
         )
 
     @property
