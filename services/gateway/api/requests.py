@@ -56,12 +56,13 @@ class CancelBody(Contract):
     """Nothing: the address says it all."""
 
 
-def parts_of(request: Request) -> Parts:
+# async, though nothing waits: FastAPI takes a thread for each dependency that is not (a tenth of its time, measured).
+async def parts_of(request: Request) -> Parts:
     parts: Parts = request.app.state.parts
     return parts
 
 
-def user_of(request: Request) -> str:
+async def user_of(request: Request) -> str:
     return authenticate(request.scope["headers"])
 
 
