@@ -46,6 +46,8 @@ RefusalCode = Literal[
 DoorCode = Literal[
     "bad_request",
     "bad_frame",
+    "unauthorized",
+    "forbidden",
     "body_too_large",
     "headers_too_large",
     "not_found",
@@ -55,6 +57,7 @@ DoorCode = Literal[
     "host_not_allowed",
     "origin_not_allowed",
     "too_many_attached",
+    "too_many_sockets",
     "too_many_connections",
     "too_slow",
     "not_ready",
@@ -105,6 +108,8 @@ CODES: tuple[CodeEntry, ...] = (
     # doors
     CodeEntry("bad_request", 422, "The request does not have the documented shape; detail names the field."),
     CodeEntry("bad_frame", 400, "The frame is not JSON of a documented shape."),
+    CodeEntry("unauthorized", 401, "No key came with it that is valid now."),
+    CodeEntry("forbidden", 403, "The key may not do this: its scope is smaller."),
     CodeEntry("body_too_large", 413, "The body or frame is larger than the limit."),
     CodeEntry("headers_too_large", 431, "The request line and headers are larger than the limit."),
     CodeEntry("not_found", 404, "There is no such route."),
@@ -114,6 +119,7 @@ CODES: tuple[CodeEntry, ...] = (
     CodeEntry("host_not_allowed", 421, "The Host header names none of this gateway's own names."),
     CodeEntry("origin_not_allowed", 403, "The Origin header names a page that may not use this gateway."),
     CodeEntry("too_many_attached", 429, "One socket watches at most this many sessions."),
+    CodeEntry("too_many_sockets", 429, "A user has at most this many sockets open at one gateway."),
     CodeEntry("too_many_connections", 503, "The gateway serves as many requests and sockets as it may."),
     CodeEntry("too_slow", 429, "The client did not read its frames in time."),
     CodeEntry("not_ready", 503, "The gateway cannot reach the queue or history."),

@@ -116,6 +116,13 @@ class Attach(Contract):
     after: Annotated[str, Field(max_length=100)] | None = None
 
 
+class Authenticate(Contract):
+    """The key of a socket that brought none in its handshake: its first frame, within 5 s."""
+
+    type: Literal["auth"]
+    key: Annotated[str, Field(max_length=200)]
+
+
 class Detach(Contract):
     type: Literal["detach"]
     session: Annotated[Text, Field(min_length=1, max_length=300)]
@@ -147,7 +154,7 @@ class Ping(Contract):
 
 
 ServerFrame = Token | AnswerSoFar | Accepted | Refused | ErrorFrame | Attached | Resync | TurnQueued | Loading | Pong
-ClientFrame = Attach | Detach | Send | Cancel | Ping
+ClientFrame = Authenticate | Attach | Detach | Send | Cancel | Ping
 CLIENT_FRAME: TypeAdapter[ClientFrame] = TypeAdapter(Annotated[ClientFrame, Field(discriminator="type")])
 
 

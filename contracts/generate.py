@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from contracts import events, frames, queries, turns
+from contracts import events, frames, keys, queries, turns
 from contracts.envelope import Envelope
 
 FOLDER = Path(__file__).parent / "schemas"
@@ -29,6 +29,7 @@ FRAMES: tuple[type[BaseModel], ...] = (
     frames.TurnQueued,
     frames.Loading,
     frames.Pong,
+    frames.Authenticate,
     frames.Attach,
     frames.Detach,
     frames.Send,
@@ -49,7 +50,7 @@ TURNS: tuple[type[BaseModel], ...] = (
 
 def schemas() -> dict[str, str]:
     """File name -> JSON Schema, for each event, frame, query and message between services."""
-    shapes: dict[str, type[BaseModel]] = {"envelope": Envelope}
+    shapes: dict[str, type[BaseModel]] = {"envelope": Envelope, "key_record": keys.KeyRecord}
     shapes |= {f"events/{name}.{version}": shape for name, (version, shape) in events.REGISTRY.items()}
     shapes |= {f"frames/{shape.model_fields['type'].annotation.__args__[0]}": shape for shape in FRAMES}  # type: ignore[union-attr]
     shapes |= {f"turns/{_snake(shape)}": shape for shape in TURNS}

@@ -19,6 +19,11 @@ INTAKE_SUBJECTS = "chat.intake.>"
 CONTEXT_STREAM = "CHAT_CONTEXT"
 CONTEXT_SUBJECTS = "chat.context.>"
 
+# A key-value bucket is a stream of this name with these subjects: a record of each API key under its public id.
+KEYS_BUCKET = "CHAT_KEYS"
+KEYS_STREAM = f"KV_{KEYS_BUCKET}"
+KEYS_SUBJECTS = f"$KV.{KEYS_BUCKET}.>"
+
 # History says that it is (back) here: gateways ask again for what they may have missed, workers say who they are.
 HELLO = "chat.history.hello"
 # How full the intake and the queues are, from history, every second.
@@ -83,6 +88,10 @@ def history_query(query: str, user_id: str) -> str:
 
 def operator_query(query: str) -> str:
     return f"chat.operator.{query}"
+
+
+def key_record(key_id: str) -> str:
+    return f"$KV.{KEYS_BUCKET}.{key_id}"
 
 
 def presence(worker_id: str) -> str:

@@ -283,6 +283,7 @@ def test_the_docs_list_every_subject() -> None:
         subjects.HELLO,
         subjects.LOAD,
         subjects.presence("<worker>"),
+        subjects.key_record("<key>"),
     }
 
 

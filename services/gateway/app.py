@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,9 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.gateway.api import problems, routes
 from services.gateway.api.guards import Bounds, Guards, Names, names_of
 from services.gateway.api.ws import WebSocketDoor
+from services.gateway.auth import Auth
 from services.gateway.bus import Intake
 from services.gateway.connections import Connections
 from services.gateway.feeds import Feeds
+from services.gateway.keyring import KeyRing
 from services.gateway.load import Heard
 from services.gateway.parts import Parts
 from services.gateway.queries import History
@@ -27,7 +31,7 @@ from services.gateway.settings import GatewaySettings
 from services.runtime import streams
 from services.runtime.bus import Bus, BusAddress
 from services.runtime.health import BrokerHealth
-from services.runtime.lifecycle import Lifecycle
+from services.runtime.lifecycle import Lifecycle, cancel_all
 
 
 async def main(settings: GatewaySettings, lifecycle: Lifecycle) -> None:
@@ -45,23 +49,39 @@ async def main(settings: GatewaySettings, lifecycle: Lifecycle) -> None:
     heard = Heard(bus)
     intake = Intake(bus, history)
     broker = BrokerHealth(bus, system, streams.declared(settings.intake_max_bytes, settings.context_max_bytes))
+    keys = KeyRing(bus)
     parts = Parts(
         settings=settings,
+        auth=Auth(keys.find if settings.auth == "keys" else None),
         history=history,
         sends=Sends(history, intake, heard, Clock()),
         feeds=feeds,
         heard=heard,
         connections=Connections(),
-        ready=Readiness(broker, history).reasons,
+        ready=Readiness(broker, history, keys if settings.auth == "keys" else None).reasons,
     )
     await feeds.start()
     await heard.start()
     await intake.start()
-    await _serve(parts, listening, lifecycle)
+    async with _keys_followed(parts, keys):
+        await _serve(parts, listening, lifecycle)
     await feeds.stop()
     await intake.stop()
     await system.stop()
     await bus.stop()
+
+
+@asynccontextmanager
+async def _keys_followed(parts: Parts, keys: KeyRing) -> AsyncIterator[None]:
+    """Keys are followed, and what they opened ends with them; open mode has none."""
+    if parts.auth.is_open:
+        yield
+        return
+    await keys.start()
+    sweeping = asyncio.create_task(parts.connections.sweep(parts.auth.is_live), name="sweep")
+    yield
+    await cancel_all({sweeping})
+    await keys.stop()
 
 
 def build_app(parts: Parts, port: int) -> ASGIApp:

@@ -1,17 +1,31 @@
-"""Step 13, gateway/connections: the streams and sockets that are open, so that a drain can end each with a word.
+"""Steps 2 and 13, gateway/connections: the streams and sockets that are open, and how all of them are ended in time.
 
-Owns the set of them. Must never wait for one longer than the drain's bound.
+Owns the set of them, so that a drain can end each with a word and a key that is no longer valid ends what it opened.
+Must never wait for one longer than the drain's bound.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
+
+from services.gateway.auth import Caller
+
+# A key that was revoked or has expired closes what it opened within 2 s: this, the bucket's word, and the goodbye.
+SWEEP_EVERY_S = 0.5
+# How long the goodbye to a client whose key is no longer valid may take to be written.
+EXPEL_S = 1.0
 
 
 class Connection(Protocol):
+    caller: Caller
+
     async def drain(self) -> None:
         """Tell the client that this gateway goes, and end."""
+
+    def expel(self) -> None:
+        """Tell the client that its key is not valid (any more), and end within EXPEL_S."""
 
 
 class Connections:
@@ -36,3 +50,11 @@ class Connections:
             _, late = await asyncio.wait(endings, timeout=timeout_s)
             for task in late:
                 task.cancel()
+
+    async def sweep(self, is_live: Callable[[Caller], bool]) -> None:
+        """For ever: end whose key is no longer valid. One task for all, so that expiry needs none per client."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            for connection in tuple(self._open):
+                if not is_live(connection.caller):
+                    connection.expel()

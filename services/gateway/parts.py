@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from services.gateway.auth import Auth
 from services.gateway.connections import Connections
 from services.gateway.feeds import Feeds
 from services.gateway.load import Heard
@@ -22,6 +23,7 @@ class Parts:
     """The gateway behind its doors."""
 
     settings: GatewaySettings
+    auth: Auth
     history: History
     sends: Sends
     feeds: Feeds

@@ -6,8 +6,9 @@ Owns the defaults of the doors' bounds, each with its reason. Must never hold a 
 from __future__ import annotations
 
 import ipaddress
+from typing import Literal
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 
 from services.runtime.settings import SharedSettings, setting
 
@@ -17,6 +18,10 @@ MIB = 1024 * 1024
 class GatewaySettings(SharedSettings):
     """CHATLOG_GATEWAY_*, and what all services share."""
 
+    # Before gateway_host, whose check asks for it.
+    auth: Literal["open", "keys"] = setting(
+        "open", unit="", reason="open: one user, on loopback; keys: each user has keys, see `chatlog keys`"
+    )
     gateway_host: str = setting(
         "127.0.0.1", unit="", reason="loopback only: without keys whoever reaches the gateway is its user"
     )
@@ -48,6 +53,12 @@ class GatewaySettings(SharedSettings):
     gateway_attached: int = setting(
         50, unit="sessions", reason="one socket shows a list of chats, not an archive", ge=1
     )
+    gateway_user_sockets: int = setting(
+        20, unit="sockets", reason="of one user, with keys: some devices with some windows each", ge=1
+    )
+    gateway_auth_s: float = setting(
+        5.0, unit="s", reason="a socket that brought no key in its handshake sends it so soon, or is closed", ge=0.1
+    )
     gateway_heartbeat_s: float = setting(
         15.0, unit="s", reason="a comment on silent SSE streams: proxies cut after 30 to 60 s", ge=0.1
     )
@@ -63,13 +74,13 @@ class GatewaySettings(SharedSettings):
 
     @field_validator("gateway_host")
     @classmethod
-    def _loopback_only(cls, host: str) -> str:
+    def _loopback_unless_said(cls, host: str, others: ValidationInfo) -> str:
         if host == "localhost":
             return "127.0.0.1"
         try:
             loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
         except ValueError:
             loopback = False
-        if not loopback:
-            raise ValueError("only a loopback address, since there are no keys yet")
+        if not loopback and others.data.get("auth") != "keys":
+            raise ValueError("only a loopback address, unless CHATLOG_AUTH=keys")
         return host.strip("[]")

@@ -1,4 +1,4 @@
-"""The `chatlog` command: up, down, status, settings, provision.
+"""The `chatlog` command: up, down, status, settings, provision, keys.
 
 Owns what a person types and reads. Every way in which a command cannot do its work ends in one clear line and an exit
 code: 1 it could not be done, 2 a setting or flag is wrong.
@@ -13,12 +13,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
+from contracts.base import time_text
 from services.operator import settings as operator_settings
 from services.operator.broker import NoNatsServer
 from services.operator.choice import NoModelServer, choose
@@ -40,6 +42,8 @@ _PIPE_COLUMNS = 240
 _EXPECTED = (CannotStart, FolderInUse, NoModelServer, NoNatsServer, ProvisioningRefused, OSError, TimeoutError)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+keys_app = typer.Typer(no_args_is_help=True, help="API keys, for CHATLOG_AUTH=keys.")
+app.add_typer(keys_app, name="keys")
 # A pipe has no width: tables are as wide there as they need to be.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
@@ -128,6 +132,60 @@ def provision_streams(context: typer.Context) -> None:
             console.print(line)
 
     asyncio.run(_on_bus(settings, _folder(settings), declare))
+
+
+@keys_app.command(name="create", context_settings=ANY_SETTING)
+def create_key(
+    context: typer.Context,
+    user: Annotated[str, typer.Option(help="Whose sessions the key opens; any word of yours.")],
+    name: Annotated[str, typer.Option(help="What the key is for, to know it by.")] = "",
+    scope: Annotated[Literal["chat", "read"], typer.Option(help="chat: everything; read: changes nothing.")] = "chat",
+    expires: Annotated[str | None, typer.Option(help="30d, 12h, 15m or 90s; without it: when revoked.")] = None,
+) -> None:
+    """Make a key and print it, once: only its hash is kept."""
+    from services.operator.keys import Wanted, create
+
+    async def make(bus: Bus) -> None:
+        record, key = await create(bus.jetstream(), Wanted(user, name, scope, expires))
+        typer.echo(f"key {record.key_id} of {record.user_id}; it is shown this once", err=True)
+        typer.echo(key)
+
+    _on_keys(context, make)
+
+
+@keys_app.command(name="list", context_settings=ANY_SETTING)
+def list_keys(context: typer.Context) -> None:
+    """Every key: its id, user, scopes and times. What opens the door is not kept."""
+    from services.operator.keys import listed
+    from services.operator.show import keys_table
+
+    async def show(bus: Bus) -> None:
+        console.print(keys_table(await listed(bus.jetstream()), time_text(datetime.now(UTC))))
+
+    _on_keys(context, show)
+
+
+@keys_app.command(name="revoke", context_settings=ANY_SETTING)
+def revoke_key(context: typer.Context, key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Revoke a key: nothing new is let in with it, and what it has open is closed within 2 s."""
+    from services.operator.keys import revoke
+
+    async def end(bus: Bus) -> None:
+        record = await revoke(bus.jetstream(), key_id)
+        console.print(f"key {record.key_id} of {record.user_id} is revoked since {record.revoked_at}", markup=False)
+
+    _on_keys(context, end)
+
+
+def _on_keys(context: typer.Context, work: Callable[[Bus], Coroutine[Any, Any, None]]) -> None:
+    from services.operator.keys import KeysRefused
+
+    settings = load_all(parse_flags(context.args))
+    logs.configure("chatlog", "critical")
+    try:
+        asyncio.run(_on_bus(settings, _folder(settings), lambda bus, _system: work(bus)))
+    except KeysRefused as error:
+        _fail(str(error), 1)
 
 
 def main() -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from contracts.keys import KeyRecord
 from contracts.queries import StatusReply
 from services.operator.plan import Plan
 from services.operator.programs import BOX, NATS
@@ -46,6 +48,17 @@ def print_stack(console: Console, plan: Plan, processes: list[ProcessState]) -> 
     for note in choice.notes:
         console.print(f"note    {note}")
     console.print(f"\nChatlog {VERSION} is at http://{plan.gateway_address}   (Ctrl-C stops it)")
+
+
+def keys_table(records: list[KeyRecord], now: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("id", "user", "name", "scopes", "created", "expires", "state"):
+        table.add_column(column, no_wrap=True)
+    for each in records:
+        state = "live" if each.is_live(now) else "revoked" if each.revoked_at is not None else "expired"
+        named = Text(each.user_id), Text(each.name)  # as they are: a user's brackets are no markup
+        table.add_row(each.key_id, *named, ", ".join(each.scopes), each.created_at, each.expires_at or "never", state)
+    return table
 
 
 def settings_table(part: str, rows: list[Row]) -> Table:

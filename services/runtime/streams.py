@@ -1,4 +1,4 @@
-"""The two JetStream streams and the context queue's consumers, declared with every option explicit.
+"""The JetStream streams, the keys' bucket and the context queue's consumers, declared with every option explicit.
 
 Owns what a stream or consumer must look like, and the question whether the broker's streams look so. Readiness, the
 provisioning step and the workers read the same declarations. Must never change a stream: services/operator/provisioning
@@ -34,6 +34,9 @@ GIB = 1024 * MIB
 MAX_PAYLOAD_BYTES = 8 * MIB
 INTAKE_MAX_BYTES = 2 * GIB
 CONTEXT_MAX_BYTES = 1 * GIB
+# Of the keys' bucket: some 30 000 records of 500 bytes.
+KEYS_MAX_BYTES = 16 * MIB
+_KEY_RECORD_MAX_BYTES = 4 * 1024
 
 # Nothing of ours trusts Nats-Msg-Id (its window is stream-wide: one user's key swallowed another's). This is the least
 # that the server takes, since 0 means two minutes to it.
@@ -69,7 +72,7 @@ class Difference:
 def declared(
     intake_max_bytes: int = INTAKE_MAX_BYTES, context_max_bytes: int = CONTEXT_MAX_BYTES
 ) -> tuple[StreamConfig, ...]:
-    """Both streams. An option that is left out here would be the server's to choose, so none is."""
+    """All streams. An option that is left out here would be the server's to choose, so none is."""
     intake = _stream(subjects.INTAKE_STREAM, subjects.INTAKE_SUBJECTS, intake_max_bytes)
     context = _stream(subjects.CONTEXT_STREAM, subjects.CONTEXT_SUBJECTS, context_max_bytes)
     context.retention = RetentionPolicy.WORK_QUEUE
@@ -77,7 +80,7 @@ def declared(
     context.discard_new_per_subject = True
     # A lost context is published again from the log, so it need not wait for the disk as an accepted event must.
     context.persist_mode = PersistMode.ASYNC
-    return intake, context
+    return intake, context, _keys_bucket()
 
 
 async def check_streams(js: JetStreamContext, wanted: Sequence[StreamConfig] | None = None) -> list[Difference]:
@@ -135,8 +138,19 @@ async def ensure_context_consumer(js: JetStreamContext, model: str, purpose: sub
     return consumer.durable_name
 
 
+def _keys_bucket() -> StreamConfig:
+    """The stream under a NATS key-value bucket: the last record of each key, none of them ever dropped."""
+    keys = _stream(subjects.KEYS_STREAM, subjects.KEYS_SUBJECTS, KEYS_MAX_BYTES)
+    keys.max_msgs_per_subject = 1
+    keys.max_msg_size = _KEY_RECORD_MAX_BYTES
+    # What makes a stream a bucket: a record is replaced or purged by publishing, never deleted by its sequence.
+    keys.allow_rollup_hdrs = True
+    keys.deny_delete = True
+    return keys
+
+
 def _stream(name: str, pattern: str, max_bytes: int) -> StreamConfig:
-    """What both streams have in common; the declaration of the intake as it is."""
+    """What all streams have in common; the declaration of the intake as it is."""
     return StreamConfig(
         name=name,
         subjects=[pattern],

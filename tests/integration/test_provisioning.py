@@ -8,25 +8,27 @@ from typing import Any
 
 import pytest
 from nats.js.api import DiscardPolicy, PersistMode, RetentionPolicy, StorageType
+from nats.js.errors import KeyWrongLastSequenceError
 
 from contracts import subjects
 from services.operator.provisioning import ProvisioningRefused, provision
 from services.runtime import streams
 from tests.brokers import broker
 
-INTAKE, CONTEXT = streams.declared()
+INTAKE, CONTEXT, KEYS = streams.declared()
+NAMES = [stream.name for stream in streams.declared()]
 
 
-async def test_creates_both_streams_once(tmp_path: Path) -> None:
+async def test_creates_every_stream_once(tmp_path: Path) -> None:
     async with broker(tmp_path, provisioned=False) as b:
         client = await b.connect()
         js = client.jetstream()
         missing = [str(difference) for difference in await streams.check_streams(js)]
-        assert missing == ["stream CHAT_INTAKE is missing", "stream CHAT_CONTEXT is missing"]
-        assert await provision(js) == ["stream CHAT_INTAKE created", "stream CHAT_CONTEXT created"]
+        assert missing == [f"stream {name} is missing" for name in NAMES]
+        assert await provision(js) == [f"stream {name} created" for name in NAMES]
         assert await streams.check_streams(js) == []
         again = await provision(js)
-        assert again == ["stream CHAT_INTAKE is as declared", "stream CHAT_CONTEXT is as declared"]
+        assert again == [f"stream {name} is as declared" for name in NAMES]
         await client.close()
 
 
@@ -50,7 +52,7 @@ async def test_repairs_an_option_that_drifted(tmp_path: Path, option: str, value
         js = client.jetstream()
         await js.update_stream(dataclasses.replace(INTAKE, **{option: value}))
         assert [difference.option for difference in await streams.check_streams(js)] == [option]
-        assert await provision(js) == [f"stream CHAT_INTAKE updated: {option}", "stream CHAT_CONTEXT is as declared"]
+        assert (await provision(js))[0] == f"stream CHAT_INTAKE updated: {option}"
         assert await streams.check_streams(js) == []
         await client.close()
 
@@ -80,6 +82,27 @@ async def test_streams_are_durable_and_bounded(tmp_path: Path) -> None:
     assert (intake.retention, intake.max_age, intake.persist_mode) == (RetentionPolicy.LIMITS, 0, None)
     assert (context.retention, context.max_msgs_per_subject) == (RetentionPolicy.WORK_QUEUE, 1)
     assert (context.discard_new_per_subject, context.persist_mode) == (True, PersistMode.ASYNC)
+
+
+async def test_the_keys_bucket_is_one_that_nats_takes_for_a_bucket(tmp_path: Path) -> None:
+    """Each option is ours; what makes it a bucket is what NATS's own clients would have chosen."""
+    async with broker(tmp_path) as b:
+        client = await b.connect()
+        js = client.jetstream()
+        theirs = await js.create_key_value(bucket="theirs", history=1)
+        wanted = (await js.stream_info("KV_theirs")).config
+        await theirs.put("k", b"v")
+        bucket = await js.key_value(subjects.KEYS_BUCKET)
+        await bucket.create("k", b"one")
+        await bucket.put("k", b"two")
+        with pytest.raises(KeyWrongLastSequenceError):
+            await bucket.create("k", b"three")
+        assert (await bucket.get("k")).value == b"two"
+        assert (await js.stream_info(subjects.KEYS_STREAM)).state.messages == 1
+        await client.close()
+    for option in ("max_msgs_per_subject", "allow_rollup_hdrs", "deny_delete", "storage", "retention", "discard"):
+        assert getattr(KEYS, option) == getattr(wanted, option), option
+    assert (KEYS.num_replicas, KEYS.max_age) == (1, 0)
 
 
 async def test_a_full_context_subject_refuses_the_second_message(tmp_path: Path) -> None:

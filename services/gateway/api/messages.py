@@ -67,7 +67,9 @@ async def send_message(
         if stream:
             return await _streamed(parts, user_id, session_id, key, given)
         if wait is not None:
-            return await _with_answer(parts, user_id, session_id, key, given)
+            answer = await _with_answer(parts, user_id, session_id, key, given)
+            parts.auth.check(request.scope["caller"], "chat")  # it may have been revoked half an hour ago
+            return answer
         sent = await parts.sends.message(user_id, session_id, key, given)
         outcome = await sent.outcome_within(parts.settings.gateway_outcome_s)
         return accepted(sent) if outcome is None else _recorded(sent, outcome)

@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 MEDIA_TYPE = "application/problem+json"
 # A name, not an address: a browser's error page is no place to look a code up.
 TYPE_BASE = "urn:chatlog:problem:"
+# The one scheme there is. No error= beside it: what is wrong with a key is not told.
+CHALLENGE = 'Bearer realm="chatlog"'
 # What a client is asked to wait where something of ours is not there yet.
 RETRY_AFTER_S = 1
 
@@ -62,6 +64,8 @@ def problem(
     if detail:
         body["detail"] = detail
     body |= {name: value for name, value in members.items() if value is not None}
+    if code == "unauthorized":
+        headers = {**(headers or {}), "WWW-Authenticate": CHALLENGE}
     return JSONResponse(body, status_code=STATUS[code], media_type=MEDIA_TYPE, headers=headers)
 
 

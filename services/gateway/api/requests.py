@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError
 from contracts.base import KEY_BYTES, Contract, Key, ModelName, Text, Uuid, parse
 from contracts.errors import ContractError
 from contracts.events import Options
+from services.gateway.api.guards import SAFE_METHODS
 from services.gateway.api.problems import where_of
-from services.gateway.auth import authenticate
 from services.gateway.intake import Refused
 from services.gateway.parts import Parts
 
@@ -62,8 +62,15 @@ async def parts_of(request: Request) -> Parts:
     return parts
 
 
-async def user_of(request: Request) -> str:
-    return authenticate(request.scope["headers"])
+async def user_of(request: Request, parts: Annotated[Parts, Depends(parts_of)]) -> str:
+    """The user of a request that may do what its method does. Raises Refused(unauthorized), Refused(forbidden)."""
+    caller = parts.auth.caller_of(request.scope)
+    if caller is None:
+        raise Refused("unauthorized")
+    parts.auth.check(caller, "read" if request.method in SAFE_METHODS else "chat")
+    # A stream outlives its route: it must end when the key does.
+    request.scope["caller"] = caller
+    return caller.user_id
 
 
 CurrentUser = Annotated[str, Depends(user_of)]

@@ -18,6 +18,8 @@ from contracts.errors import Code
 from contracts.frames import Attached, ErrorFrame, Resync, ServerFrame, encode
 from services.gateway.api.requests import EVENT_STREAM
 from services.gateway.attach import ResyncReason, Watch
+from services.gateway.auth import LOCAL
+from services.gateway.connections import EXPEL_S
 from services.gateway.intake import Refused
 from services.gateway.outbox import Outbox
 from services.gateway.parts import Parts
@@ -43,11 +45,13 @@ class EventStream(Response):
     def __init__(self, parts: Parts, watch: Callable[[EventStream], Awaitable[None]]) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
+        self.caller = LOCAL
         self._parts = parts
         self._watch_it = watch
         self._over = asyncio.Event()
         self._closed = asyncio.Event()
         self._last: list[bytes] | None = None
+        self._goodbye_s = GOODBYE_S
         self._send: Send | None = None
         self._outbox: Outbox[bytes] = Outbox(
             self._write,
@@ -60,6 +64,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
+        self.caller = scope["caller"]
         self._parts.connections.add(self)
         tasks = [asyncio.create_task(self._watching()), asyncio.create_task(self._until_gone(receive))]
         try:
@@ -78,6 +83,11 @@ class EventStream(Response):
         """P5: an answer that goes on elsewhere must not look finished here."""
         self._end([ErrorFrame(code="stream_cut")])
         await self._closed.wait()
+
+    def expel(self) -> None:
+        """The key is no longer valid: nothing that is queued is for whoever holds it."""
+        self._goodbye_s = EXPEL_S
+        self._end([ErrorFrame(code="unauthorized")])
 
     def put(self, frame: ServerFrame) -> None:
         """A frame of the door's own, without a cursor."""
@@ -149,7 +159,7 @@ class EventStream(Response):
         if self._last is None:
             await self._outbox.drained(GOODBYE_S)
         else:
-            await self._outbox.finish(self._last, GOODBYE_S)
+            await self._outbox.finish(self._last, self._goodbye_s)
         await self._write(b"", more=False)
 
     async def _until_gone(self, receive: Receive) -> None:

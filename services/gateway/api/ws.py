@@ -7,7 +7,9 @@ never keep a task of its own for a socket where nothing happens, nor let one bad
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
@@ -18,10 +20,11 @@ from contracts import frames
 from contracts.base import parse
 from contracts.errors import Code, ContractError
 from contracts.turns import OutcomeMessage
-from services.gateway.api.problems import problem
+from services.gateway.api.problems import of_refusal, problem
 from services.gateway.attach import ResyncReason, Watch
-from services.gateway.auth import authenticate
+from services.gateway.auth import Caller
 from services.gateway.bus import Sent
+from services.gateway.connections import EXPEL_S
 from services.gateway.intake import Refused
 from services.gateway.outbox import Outbox
 from services.gateway.parts import Parts
@@ -36,6 +39,11 @@ PATH = "/v1/ws"
 SUBPROTOCOL = "chat.v1"
 CLOSE_RESTART = 1012
 CLOSE_TOO_SLOW = 1008
+CLOSE_TOO_MANY = 1008
+# HTTP's number, in the range that is free: a client must not come back with the same key.
+CLOSE_UNAUTHORIZED = 4401
+# Frames that change nothing; any other, a new one too, needs the scope `chat`.
+READING = (frames.Authenticate, frames.Attach, frames.Detach, frames.Ping)
 # How long an attach waits for a history that restarts before it is refused not_ready.
 ATTACH_PATIENCE_S = 5.0
 # Answers of ours that may wait before the next frame of a client is read: pings beyond it wait in the client's socket.
@@ -50,23 +58,67 @@ class WebSocketDoor:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._sockets: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         offered = scope.get("subprotocols", [])
         if scope["path"] != PATH:
             await problem("not_found")(scope, receive, send)
-        elif offered and SUBPROTOCOL not in offered:
+            return
+        if offered and SUBPROTOCOL not in offered:
             await problem("bad_request", f"subprotocol: only {SUBPROTOCOL}")(scope, receive, send)
-        else:
-            await Socket(self._parts, authenticate(scope["headers"]), receive, send).run(bool(offered))
+            return
+        try:
+            caller = self._parts.auth.caller_of(scope)
+        except Refused as refusal:
+            await of_refusal(refusal)(scope, receive, send)
+            return
+        await receive()
+        # Of what was offered only the protocol is named: an answer must not repeat a key.
+        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None})
+        try:
+            caller = caller or await self._introduced(receive)
+            if caller is not None:
+                await self._serve(caller, receive, send)
+        except Refused as refusal:
+            await _turn_away(refusal.code, send)
+
+    async def _introduced(self, receive: Receive) -> Caller | None:
+        """Who the first frame says it is; None where the client went. Raises Refused(unauthorized), as it does after
+        some seconds without a frame."""
+        try:
+            async with asyncio.timeout(self._parts.settings.gateway_auth_s):
+                message = await receive()
+            if message["type"] == "websocket.disconnect":
+                return None
+            frame = frames.read_client_frame(message.get("text") or "")
+        except (TimeoutError, ContractError) as error:
+            raise Refused("unauthorized") from error
+        if not isinstance(frame, frames.Authenticate):
+            raise Refused("unauthorized")
+        return self._parts.auth.caller_with(frame.key)
+
+    async def _serve(self, caller: Caller, receive: Receive, send: Send) -> None:
+        """Raises Refused(too_many_sockets)."""
+        bounded = not self._parts.auth.is_open
+        if bounded and self._sockets[caller.user_id] >= self._parts.settings.gateway_user_sockets:
+            raise Refused("too_many_sockets")
+        self._sockets[caller.user_id] += 1
+        try:
+            await Socket(self._parts, caller, receive, send).run()
+        finally:
+            self._sockets[caller.user_id] -= 1
+            if not self._sockets[caller.user_id]:
+                del self._sockets[caller.user_id]
 
 
 class Socket:
     """One client's socket."""
 
-    def __init__(self, parts: Parts, user_id: str, receive: Receive, send: Send) -> None:
+    def __init__(self, parts: Parts, caller: Caller, receive: Receive, send: Send) -> None:
+        self.caller = caller
         self._parts = parts
-        self._user_id = user_id
+        self._user_id = caller.user_id
         self._receive = receive
         self._send = send
         self._outbox: Outbox[str] = Outbox(
@@ -83,9 +135,7 @@ class Socket:
         self._ending = False
         self._closed = asyncio.Event()
 
-    async def run(self, with_subprotocol: bool) -> None:
-        await self._receive()
-        await self._send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if with_subprotocol else None})
+    async def run(self) -> None:
         self._parts.connections.add(self)
         self._reader = asyncio.current_task()
         try:
@@ -108,6 +158,10 @@ class Socket:
         reason = f"retry_ms={random.randint(*RETRY_MS)}"
         self._end([frames.ErrorFrame(code="stream_cut")], CLOSE_RESTART, reason)
         await self._closed.wait()
+
+    def expel(self) -> None:
+        """The key is no longer valid: nothing that is queued is for whoever holds it."""
+        self._end([frames.ErrorFrame(code="unauthorized")], CLOSE_UNAUTHORIZED, "unauthorized", EXPEL_S)
 
     def deliver(self, _watch: Watch, step: Step, *, counted: bool) -> None:
         self._outbox.put(step.frame.text, counted=counted)
@@ -145,7 +199,10 @@ class Socket:
             self._put(_bad_frame(text, error.code))
             return
         try:
+            self._parts.auth.check(self.caller, "read" if isinstance(frame, READING) else "chat")
             match frame:
+                case frames.Authenticate():
+                    self._stay(frame)
                 case frames.Ping():
                     self._put(frames.Pong())
                 case frames.Attach():
@@ -157,10 +214,18 @@ class Socket:
                 case frames.Cancel():
                     await self._cancel(frame)
         except Refused as refusal:
-            self._put(self._refused(frame, refusal))
+            if refusal.code == "unauthorized":
+                self.expel()
+            else:
+                self._put(self._refused(frame, refusal))
         except Exception as error:  # one frame's fault is one frame's error; the socket's others live on
             log.error("frame_failed", frame=frame.type, exc_info=error)
             self._put(frames.ErrorFrame(code="internal"))
+
+    def _stay(self, frame: frames.Authenticate) -> None:
+        """A key that says the same user changes nothing; a socket never changes hands. Raises Refused."""
+        if self._parts.auth.caller_with(frame.key).user_id != self._user_id:
+            raise Refused("unauthorized")
 
     async def _attach(self, frame: frames.Attach) -> None:
         session_id = session_id_of(self._user_id, frame.session)
@@ -239,18 +304,18 @@ class Socket:
         resyncs = [frames.Resync(session_id=session, reason="too_slow") for session in self._watches]
         self._end([*resyncs, frames.ErrorFrame(code="too_slow")], CLOSE_TOO_SLOW, "too_slow")
 
-    def _end(self, last: list[frames.ServerFrame], code: int, reason: str) -> None:
+    def _end(self, last: list[frames.ServerFrame], code: int, reason: str, within_s: float = GOODBYE_S) -> None:
         if self._ending:
             return
         self._ending = True
         for watch in self._watches.values():
             watch.end()
-        self._spawn(self._close([frames.encode(frame).decode() for frame in last], code, reason))
+        self._spawn(self._close([frames.encode(frame).decode() for frame in last], code, reason, within_s))
 
-    async def _close(self, last: list[str], code: int, reason: str) -> None:
-        if await self._outbox.finish(last, GOODBYE_S):
+    async def _close(self, last: list[str], code: int, reason: str, within_s: float) -> None:
+        if await self._outbox.finish(last, within_s):
             try:
-                async with asyncio.timeout(GOODBYE_S):
+                async with asyncio.timeout(within_s):
                     await self._send({"type": "websocket.close", "code": code, "reason": reason})
                 return
             except (TimeoutError, OSError):
@@ -262,6 +327,15 @@ class Socket:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _turn_away(code: Code, send: Send) -> None:
+    """The end of a socket that nobody was given: the error first, then the close."""
+    closed = CLOSE_UNAUTHORIZED if code == "unauthorized" else CLOSE_TOO_MANY
+    with contextlib.suppress(OSError, TimeoutError):  # it went by itself
+        async with asyncio.timeout(EXPEL_S):
+            await send({"type": "websocket.send", "text": frames.encode(frames.ErrorFrame(code=code)).decode()})
+            await send({"type": "websocket.close", "code": closed, "reason": code})
 
 
 def _bad_frame(text: str, code: Code) -> frames.ServerFrame:
