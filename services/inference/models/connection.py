@@ -81,9 +81,10 @@ class Connection:
                 raise ModelFailure("model_error", "a compressed answer, though none was asked for")
             splitter = LineSplitter()
             chunks = response.aiter_raw()
-            while (chunk := await _next(chunks, silence)) is not None:
-                for line in splitter.feed(chunk):
-                    yield line
+            with translated():
+                while (chunk := await silence.within(anext(chunks, None))) is not None:
+                    for line in splitter.feed(chunk):
+                        yield line
             for line in splitter.last():
                 yield line
             raise _ended(response, silence)
@@ -118,12 +119,6 @@ def check_request(request: ModelRequest) -> None:
 def _tls() -> ssl.SSLContext:
     """One for all clients of the process: reading the certificates takes 20 ms (measured), for each slot again."""
     return httpx.create_ssl_context(verify=True, trust_env=False)
-
-
-async def _next(chunks: Any, silence: Silence) -> bytes | None:
-    """The next bytes; None at a clean end."""
-    with translated():
-        return await silence.within(anext(chunks, None))
 
 
 async def _error_body(response: httpx.Response, silence: Silence) -> bytes:
