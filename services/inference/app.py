@@ -48,7 +48,7 @@ def open_server(settings: InferenceSettings) -> ModelServer:
     return open_model_server(
         settings.model_server,
         settings.model_server_url,
-        settings.openai_api_key.get_secret_value() if settings.model_server == "openai" else None,
+        settings.openai_key() if settings.model_server == "openai" else None,
         settings.num_ctx,
     )
 

@@ -7,6 +7,7 @@ the worker the kind and the address.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import SecretStr, field_validator
@@ -29,6 +30,9 @@ class InferenceSettings(SharedSettings):
     ollama_url: str = setting("", unit="", reason=f"the Ollama to use; empty: {OLLAMA_URL}, Ollama's own default")
     openai_url: str = setting("", unit="", reason="a server that speaks OpenAI's chat completions; it ends in /v1")
     openai_api_key: SecretStr = setting(SecretStr(""), unit="", reason="that server's key; empty: it asks for none")
+    openai_api_key_file: Path | None = setting(
+        None, unit="", reason="the key's file, where the key itself must not stand in an environment"
+    )
     num_ctx: int | None = setting(
         None, unit="tokens", reason="Ollama's window for every request; unset: its own choice (a change reloads)", ge=4
     )
@@ -69,6 +73,24 @@ class InferenceSettings(SharedSettings):
             raise ValueError("at most 64 letters, digits, - or _")
         return worker_id
 
+    @field_validator("openai_api_key_file")
+    @classmethod
+    def _can_be_read(cls, path: Path | None) -> Path | None:
+        """Here, where it is one clear line, and not at the first slot."""
+        try:
+            if path is not None:
+                path.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise ValueError(str(error)) from error
+        return path
+
     @property
     def model_server_url(self) -> str:
         return self.openai_url if self.model_server == "openai" else self.ollama_url or OLLAMA_URL
+
+    def openai_key(self) -> str:
+        """The key for CHATLOG_OPENAI_URL, '' where there is none."""
+        key = self.openai_api_key.get_secret_value()
+        if key or self.openai_api_key_file is None:
+            return key
+        return self.openai_api_key_file.read_text(encoding="utf-8").strip()

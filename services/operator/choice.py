@@ -75,7 +75,7 @@ def _openai(settings: StackSettings) -> Choice:
         raise NoModelServer(
             f"CHATLOG_OPENAI_URL must end in /v1, as in http://127.0.0.1:8080/v1 (is {url or 'not set'})"
         )
-    key = settings.inference.openai_api_key.get_secret_value()
+    key = settings.inference.openai_key()
     status, answer = _get(f"{url}/models", key)
     if status is None:
         raise NoModelServer(

@@ -1,4 +1,4 @@
-"""The `chatlog` command: up, down, status, settings, provision, keys.
+"""The `chatlog` command: up, down, status, settings, provision, credentials, keys.
 
 Owns what a person types and reads. Every way in which a command cannot do its work ends in one clear line and an exit
 code: 1 it could not be done, 2 a setting or flag is wrong.
@@ -24,6 +24,7 @@ from contracts.base import time_text
 from services.operator import settings as operator_settings
 from services.operator.broker import NoNatsServer
 from services.operator.choice import NoModelServer, choose
+from services.operator.credentials import Handout, hand_out
 from services.operator.folder import DataFolder, FolderInUse
 from services.operator.plan import CannotStart, make_plan
 from services.operator.provisioning import ProvisioningRefused, provision
@@ -132,6 +133,20 @@ def provision_streams(context: typer.Context) -> None:
             console.print(line)
 
     asyncio.run(_on_bus(settings, _folder(settings), declare))
+
+
+@app.command(context_settings=ANY_SETTING)
+def credentials(
+    context: typer.Context,
+    broker: Annotated[Path, typer.Option(help="The broker's configuration, with its passwords.")],
+    services: Annotated[Path, typer.Option(help="The services' passwords, for CHATLOG_CONFIG.")],
+    box_key: Annotated[Path, typer.Option(help="The box's key, for the box and its workers.")],
+    nats_store: Annotated[Path, typer.Option(help="Where the broker keeps its streams.")],
+) -> None:
+    """Write the credentials of a stack in containers: made once, the same ever after."""
+    settings = load_all(parse_flags(context.args))
+    for path in hand_out(settings.operator, Handout(broker, services, box_key, nats_store)):
+        console.print(f"wrote {path}")
 
 
 @keys_app.command(name="create", context_settings=ANY_SETTING)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Final
 
 from services.standin.control import ControlDoor
 from services.standin.faults import FaultBook
 from services.standin.generation import Generation, Speed
+from services.standin.hosts import rule_of
 from services.standin.model import Catalogue, ModelSpec
 from services.standin.ollama import OllamaDoor
 from services.standin.ollama_chat import OllamaChat
@@ -73,8 +76,9 @@ async def serve(options: argparse.Namespace) -> None:
     generation = Generation(scheduler, Report(), speed)
     book = FaultBook()
     chat = OllamaChat(catalogue, generation, book)
-    ollama = await listen(OllamaDoor(catalogue, scheduler, book, chat).handle, options.host, options.port)
-    openai_door = OpenaiDoor(catalogue, generation, book, options.api_key)
+    hosts = rule_of(options.host)
+    ollama = await listen(OllamaDoor(catalogue, scheduler, book, chat, hosts).handle, options.host, options.port)
+    openai_door = OpenaiDoor(catalogue, generation, book, options.api_key, hosts)
     openai = await listen(openai_door.handle, options.host, options.openai_port)
     control = await listen(ControlDoor(catalogue, generation, book).handle, options.host, options.control_port)
     ports = {"ollama": port_of(ollama), "openai": port_of(openai), "control": port_of(control)}
@@ -84,8 +88,14 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Said, not left to the default: a container's first process is not ended by a signal that it does not handle.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_at_once)
     try:
         asyncio.run(serve(arguments().parse_args(argv)))
     except OSError as error:
         sys.exit(f"the stand-in cannot listen: {error}")
+
+
+def _end_at_once(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)

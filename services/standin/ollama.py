@@ -12,7 +12,7 @@ from typing import Final
 from services.standin import gojson, ollama_pages
 from services.standin.faults import Asked, FaultBook, Route
 from services.standin.gojson import Unmarshal
-from services.standin.hosts import host_allowed, origin_allowed
+from services.standin.hosts import HostRule, origin_allowed
 from services.standin.model import Catalogue, full_name
 from services.standin.ollama_chat import OllamaChat
 from services.standin.scheduler import Scheduler
@@ -29,11 +29,14 @@ Page = Callable[[Request, Reply], Awaitable[None]]
 class OllamaDoor:
     """Answers one request of Ollama's wire."""
 
-    def __init__(self, catalogue: Catalogue, scheduler: Scheduler, book: FaultBook, chat: OllamaChat) -> None:
+    def __init__(
+        self, catalogue: Catalogue, scheduler: Scheduler, book: FaultBook, chat: OllamaChat, host_allowed: HostRule
+    ) -> None:
         self._catalogue = catalogue
         self._scheduler = scheduler
         self._book = book
         self._chat = chat
+        self._host_allowed = host_allowed
         self._routes: dict[str, dict[str, tuple[Route, Page]]] = {
             "/": {"GET": ("root", self._root), "HEAD": ("root", self._root)},
             "/api/version": {"GET": ("version", self._version), "HEAD": ("version", self._version)},
@@ -46,7 +49,7 @@ class OllamaDoor:
 
     async def handle(self, request: Request, reply: Reply) -> None:
         origin = request.headers.get("origin")
-        if not host_allowed(request.headers.get("host")) or not origin_allowed(origin):
+        if not self._host_allowed(request.headers.get("host")) or not origin_allowed(origin):
             await reply.whole(403, [("Date", http_date())])
             return
         methods = self._routes.get(request.path)

@@ -14,7 +14,7 @@ from services.standin import openai_chunks, openai_requests
 from services.standin.bodies import texts_of, tolerant_fields
 from services.standin.faults import RUNNER_LOST, Asked, Dialect, Fault, FaultBook, Plan
 from services.standin.generation import Generation, Job
-from services.standin.hosts import host_allowed, origin_allowed
+from services.standin.hosts import HostRule, origin_allowed
 from services.standin.model import Catalogue, ModelSpec, Piece
 from services.standin.openai_chunks import Chunks
 from services.standin.openai_requests import Completion, Refused
@@ -32,14 +32,23 @@ STREAM: Final = "text/event-stream"
 class OpenaiDoor:
     """Answers one request of OpenAI's wire; with a key, it refuses those without it."""
 
-    def __init__(self, catalogue: Catalogue, generation: Generation, book: FaultBook, api_key: str | None) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        generation: Generation,
+        book: FaultBook,
+        api_key: str | None,
+        host_allowed: HostRule,
+    ) -> None:
         self._catalogue = catalogue
         self._generation = generation
         self._book = book
         self._api_key = api_key
+        self._host_allowed = host_allowed
 
     async def handle(self, request: Request, reply: Reply) -> None:
-        if not host_allowed(request.headers.get("host")) or not origin_allowed(request.headers.get("origin")):
+        hosted = self._host_allowed(request.headers.get("host"))
+        if not hosted or not origin_allowed(request.headers.get("origin")):
             await reply.whole(403, [("Date", http_date())])
         elif request.path == "/health" and request.method == "GET":
             await reply.whole(200, _headers(JSON), openai_chunks.encode({"status": "ok"}))

@@ -49,6 +49,14 @@ def test_the_kinds_of_model_server_that_only_we_know_do_not_stop_us(monkeypatch:
     assert {row.name: row.value for _, part in rows({}) for row in part}["model_server"] == "box"
 
 
+def test_a_gateway_without_keys_leaves_loopback_only_where_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATLOG_GATEWAY_HOST", "0.0.0.0")
+    with pytest.raises(SettingsError, match=r"CHATLOG_GATEWAY_HOST.*loopback"):
+        load_all({})
+    monkeypatch.setenv("CHATLOG_OPEN_BEYOND_LOOPBACK", "true")
+    assert load_all({}).gateway.gateway_host == "0.0.0.0"
+
+
 def test_a_misspelt_variable_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATLOG_GATEWAY_PROT", "1")
     monkeypatch.setenv("CHATLOG_CONFIG", "")

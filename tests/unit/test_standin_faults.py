@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from services.standin.faults import Asked, Dialect, Fault, FaultBook, Script
-from services.standin.hosts import host_allowed, origin_allowed
+from services.standin.hosts import host_allowed, origin_allowed, rule_of
 
 ASKED = Asked("ollama", "chat", "m", "say [x]")
 
@@ -86,6 +86,12 @@ def test_local_hosts_are_served(host: str | None) -> None:
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "8.8.8.8", "notlocalhost", "[::", "local"])
 def test_foreign_hosts_are_not(host: str) -> None:
     assert not host_allowed(host)
+
+
+@pytest.mark.parametrize(("address", "served"), [("0.0.0.0", True), ("172.18.0.5", True), ("127.0.0.1", False)])
+def test_a_name_is_served_beyond_loopback_only(address: str, served: bool) -> None:
+    assert rule_of(address)("model:11434") is served
+    assert rule_of(address)("localhost")
 
 
 def test_origins() -> None:
