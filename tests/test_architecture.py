@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,8 @@ def source(path: Path) -> Source:
 
 
 SOURCES = [source(path) for path in CODE]
-EVERY_SOURCE = SOURCES + [source(path) for path in TESTS]
+BENCH = [source(path) for path in sorted((ROOT / "bench").rglob("*.py"))]
+EVERY_SOURCE = SOURCES + [source(path) for path in TESTS] + BENCH
 
 
 def test_imports_follow_the_layout() -> None:
@@ -105,7 +107,7 @@ def test_imports_follow_the_layout() -> None:
 
 def _may(module: Source, name: str) -> bool:
     first, _, rest = name.partition(".")
-    if first == "tests":
+    if first in ("tests", "bench"):
         return False
     if first != "services":
         return True
@@ -116,6 +118,13 @@ def _may(module: Source, name: str) -> bool:
         return True
     # The operator starts the services, so it reads their settings; nobody imports the operator.
     return module.service == "operator" and rest.split(".")[1] in ("settings", "app")
+
+
+def test_a_measurement_needs_no_test() -> None:
+    """bench runs where only the runtime's lock is installed."""
+    allowed = {"bench", "services", "nats", "httpx", "uvicorn", "fastapi", "pydantic", "starlette", "uvloop"}
+    foreign = {name.partition(".")[0] for module in BENCH for name in module.imports()} - sys.stdlib_module_names
+    assert foreign <= allowed
 
 
 @pytest.mark.parametrize("path", sorted(CORE))

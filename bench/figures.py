@@ -1,0 +1,124 @@
+"""Beside the road: what a measurement leaves behind: its figures with machine, versions and method, as JSON and table.
+
+Owns the form of bench/results/*.json. Must never round away a miss: a target is printed beside its figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from services.operator.broker import find_nats_server
+
+RESULTS = Path(__file__).with_name("results")
+PACKAGES = ("nats-py", "faststream", "fastapi", "uvicorn", "uvloop", "httpx", "httptools", "pydantic", "supervisor")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number: the median of its repeats, what they were, and what it should be at the most or the least."""
+
+    what: str
+    unit: str
+    repeats: list[float]
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.repeats)
+
+    @property
+    def verdict(self) -> str:
+        if self.at_most is None and self.at_least is None:
+            return ""
+        held = self.value <= self.at_most if self.at_most is not None else self.value >= (self.at_least or 0)
+        return "reached" if held else "missed"
+
+    @property
+    def target(self) -> str:
+        if self.at_most is not None:
+            return f"<= {self.at_most:g}"
+        return "" if self.at_least is None else f">= {self.at_least:g}"
+
+
+@dataclass
+class Result:
+    """One file's figures. settings: the bounds that it changed. load_average: before and after, of one minute."""
+
+    name: str
+    method: str
+    settings: dict[str, str] = field(default_factory=dict)
+    figures: list[Figure] = field(default_factory=list)
+    load_average: list[float] = field(default_factory=lambda: [os.getloadavg()[0]])
+
+    def add(
+        self, what: str, unit: str, repeats: Iterable[float], *, at_most: float | None = None,
+        at_least: float | None = None,
+    ) -> None:  # fmt: skip
+        self.figures.append(Figure(what, unit, [round(each, 3) for each in repeats], at_most, at_least))
+
+    def tell(self) -> None:
+        """Write the JSON, print the table."""
+        self.load_average.append(os.getloadavg()[0])
+        RESULTS.mkdir(exist_ok=True)
+        shown = [{**asdict(each), "value": each.value, "verdict": each.verdict} for each in self.figures]
+        whole = {**asdict(self), "figures": shown, "at": datetime.now(UTC).isoformat(), **machine()}
+        (RESULTS / f"{self.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+        sys.stdout.write(self._table())
+        sys.stdout.flush()
+
+    def _table(self) -> str:
+        before, after = self.load_average[0], self.load_average[-1]
+        lines = [f"\nbench/{self.name}: {self.method}", f"load average {before:.2f} before, {after:.2f} after"]
+        if self.settings:
+            lines.append("settings: " + " ".join(f"{name}={value}" for name, value in self.settings.items()))
+        rows = [("figure", "median", "range", "target", "")]
+        rows += [
+            (f"{each.what}, {each.unit}", f"{each.value:.2f}", f"{min(each.repeats):.2f} to {max(each.repeats):.2f}",
+             each.target, each.verdict)
+            for each in self.figures
+        ]  # fmt: skip
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        return "\n".join([*lines, ""])
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hold for."""
+    cpu = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
+    server = subprocess.run([find_nats_server(), "--version"], capture_output=True, text=True, check=True, timeout=10)
+    return {
+        "machine": {
+            "cpu": cpu[0] if cpu else platform.machine(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "nats-server": server.stdout.split()[-1],
+            **{name: version(name) for name in PACKAGES},
+        },
+    }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that this share of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
