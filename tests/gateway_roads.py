@@ -15,6 +15,7 @@ import httpx
 
 from tests.brokers import Broker, broker
 from tests.gateways import Gateway, gateway
+from tests.keys import bearer, new_key
 from tests.polling import eventually
 from tests.services import Service, service
 from tests.standins import QUICK, Standin, standin_process
@@ -31,13 +32,16 @@ class GatewayRoad:
     worker: Service
     model: Standin
     gateways: list[Gateway]
+    data: Path
+    # What the road's own requests carry: the key of `local`, where keys are asked for.
+    headers: dict[str, str]
 
     @property
     def gateway(self) -> Gateway:
         return self.gateways[0]
 
     def http(self, number: int = 0, **options: Any) -> httpx.AsyncClient:
-        return self.gateways[number].http(**options)
+        return self.gateways[number].http(**{"headers": self.headers, **options})
 
     async def new_session(self, **fields: Any) -> str:
         """The id of a session that is recorded, with a model of its own unless fields say another."""
@@ -51,7 +55,7 @@ class GatewayRoad:
 
         async def heard() -> bool:
             for each in self.gateways:
-                async with each.http() as client:
+                async with each.http(headers=self.headers) as client:
                     names = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
                     if MODEL not in names:
                         return False
@@ -83,6 +87,7 @@ async def gateway_road(
             await stack.enter_async_context(gateway(folder, b, label=f"gateway{number}", **settings))
             for number in range(gateways)
         ]
-        whole = GatewayRoad(b, history, worker, model, running)
+        headers = bearer(await new_key(b, "local")) if settings.get("auth") == "keys" else {}
+        whole = GatewayRoad(b, history, worker, model, running, kept, headers)
         await whole.has_model()
         yield whole
