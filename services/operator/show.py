@@ -47,7 +47,7 @@ def print_stack(console: Console, plan: Plan, processes: list[ProcessState]) -> 
     console.print(f"model   {choice.model or 'none yet'}, from {choice.kind} at {choice.url} ({choice.why})")
     for note in choice.notes:
         console.print(f"note    {note}")
-    console.print(f"\nChatlog {VERSION} is at http://{plan.gateway_address}   (Ctrl-C stops it)")
+    console.print(f"\nChatlog {VERSION} is at http://{plan.gateway_address}   (its pages: /docs; Ctrl-C stops it)")
 
 
 def keys_table(records: list[KeyRecord], now: str) -> Table:

@@ -294,3 +294,16 @@ async def test_every_route_has_one_policy_and_is_held_to_it() -> None:
         asks_for_a_user = any(each.call is user_of for each in served[route.method, route.path].dependencies)
         assert asks_for_a_user == (route.policy == "user"), route.path
     assert WEBSOCKET_ROUTES == (("/v1/ws", "user"),)
+
+
+async def test_a_wrong_method_is_told_all_the_right_ones(whole: GatewayRoad) -> None:
+    async with whole.http() as client:
+        told = await client.delete("/v1/sessions")
+    assert (told.status_code, told.headers["allow"]) == (405, "GET, POST")
+
+
+async def test_a_broken_cursor_of_the_list_is_refused_and_not_taken_as_none(whole: GatewayRoad) -> None:
+    """The first page again would be read for ever."""
+    async with whole.http() as client:
+        told = await client.get("/v1/sessions", params={"before": "zzz"})
+    assert (told.status_code, told.json()["code"]) == (422, "bad_request")

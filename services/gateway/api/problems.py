@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match, Route
 
 from contracts.errors import MEANING, STATUS, Code
 from services.gateway.intake import Refused
@@ -91,10 +92,10 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return problem("bad_request", where_of(error.errors()))
 
-    async def http_error(_request: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            return problem("method_not_allowed", headers=dict(error.headers or {}))
+            return problem("method_not_allowed", headers={"Allow": ", ".join(_methods_at(request))})
         return problem(_CODE_OF_STATUS.get(error.status_code, "bad_request"))
 
     async def fault(request: Request, error: Exception) -> JSONResponse:
@@ -106,6 +107,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, fault)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """The methods of all routes with this path: Starlette tells those of the first one alone."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def where_of(errors: Any) -> str:

@@ -55,7 +55,7 @@ async def list_sessions(
     user_id: CurrentUser,
     parts: Gateway,
     limit: Annotated[int, Query(ge=1, le=PAGE_ROWS)] = 50,
-    before: Annotated[str | None, Query(max_length=100)] = None,
+    before: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None,
 ) -> SessionsReply:
     """The user's sessions, newest activity first. before: next of the page before."""
     return await parts.history.sessions(user_id, limit, before)

@@ -1,0 +1,52 @@
+"""The README's WebSocket client where things are not as it hopes: no session, or a turn of before still running."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chatting import http, new_session, send
+from tests.e2e.test_readme import block
+from tests.installations import Installation
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CLIENT_TIMEOUT_S = 60.0
+
+
+async def run_client(running: Installation, folder: Path, session: str) -> tuple[int | None, str, str]:
+    """Exit code, and what it printed and complained of."""
+    script = folder / "chat.py"
+    words = block("python", "websockets.connect").replace("name:road", session)
+    script.write_text(words.replace("localhost:8700", running.http().removeprefix("http://")))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await asyncio.wait_for(process.communicate(), CLIENT_TIMEOUT_S)
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_it_says_why_it_cannot(running: Installation, tmp_path: Path) -> None:
+    """It ends with the refusal's code, instead of waiting for frames that never come."""
+    code, _, complaint = await run_client(running, tmp_path, "name:nowhere")
+    assert code != 0
+    assert "session_unknown" in complaint
+
+
+async def test_it_shows_its_own_answers_while_a_turn_of_before_still_runs(
+    running: Installation, tmp_path: Path
+) -> None:
+    """As after it was closed in mid-answer and started again."""
+    await running.standin.control.speed(token_gap_ms=20, answer_tokens=40)
+    async with http(running.http()) as client:
+        session_id = await new_session(client)
+        assert (await send(client, session_id, "asked before")).status_code == 201
+        code, printed, complaint = await run_client(running, tmp_path, session_id)
+        listed = (await client.get(f"/v1/sessions/{session_id}/messages")).json()["messages"]
+    assert code == 0, complaint
+    answers = [message["text"] for message in listed if message["role"] == "assistant"]
+    assert len(answers) == 4
+    assert printed == "".join(f"{text}\n" for text in answers[1:])
