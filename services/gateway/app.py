@@ -49,7 +49,7 @@ async def main(settings: GatewaySettings, lifecycle: Lifecycle) -> None:
     heard = Heard(bus)
     intake = Intake(bus, history)
     broker = BrokerHealth(bus, system, streams.declared(settings.intake_max_bytes, settings.context_max_bytes))
-    keys = KeyRing(bus)
+    keys = KeyRing(bus, lifecycle.fail)
     parts = Parts(
         settings=settings,
         auth=Auth(keys.find if settings.auth == "keys" else None),
@@ -63,7 +63,7 @@ async def main(settings: GatewaySettings, lifecycle: Lifecycle) -> None:
     await feeds.start()
     await heard.start()
     await intake.start()
-    async with _keys_followed(parts, keys):
+    async with _keys_followed(parts, keys, lifecycle):
         await _serve(parts, listening, lifecycle)
     await feeds.stop()
     await intake.stop()
@@ -72,13 +72,13 @@ async def main(settings: GatewaySettings, lifecycle: Lifecycle) -> None:
 
 
 @asynccontextmanager
-async def _keys_followed(parts: Parts, keys: KeyRing) -> AsyncIterator[None]:
+async def _keys_followed(parts: Parts, keys: KeyRing, lifecycle: Lifecycle) -> AsyncIterator[None]:
     """Keys are followed, and what they opened ends with them; open mode has none."""
     if parts.auth.is_open:
         yield
         return
     await keys.start()
-    sweeping = asyncio.create_task(parts.connections.sweep(parts.auth.is_live), name="sweep")
+    sweeping = lifecycle.supervise(parts.connections.sweep(parts.auth.is_live), "sweep")
     yield
     await cancel_all({sweeping})
     await keys.stop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import nats.errors
 import structlog
@@ -39,8 +39,9 @@ _OPERATION = "KV-Operation"
 class KeyRing:
     """The records of all keys."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, on_failure: Callable[[str], None]) -> None:
         self._bus = bus
+        self._on_failure = on_failure
         self._records: dict[str, KeyRecord] | None = None
         self._following: asyncio.Task[None] | None = None
 
@@ -67,6 +68,12 @@ class KeyRing:
         if self._following is not None:
             self._following.cancel()
         self._following = asyncio.create_task(self._follow(), name="keys")
+        self._following.add_done_callback(self._ended)
+
+    def _ended(self, following: asyncio.Task[None]) -> None:
+        """A gateway that no longer hears of revocations must not go on as if it did."""
+        if not following.cancelled():
+            self._on_failure(f"the keys are no longer followed: {type(following.exception()).__name__}")
 
     async def _follow(self) -> None:
         while True:
