@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 
-import uvloop
-
 from bench import idle, relay, scale, turns
+from bench.figures import run
 from bench.stack import NotMeasured
 
 
@@ -17,7 +16,7 @@ def main() -> int:
     missing = 0
     for each in (idle, turns, scale, relay):
         try:
-            uvloop.run(each.measure()).tell()
+            run(each.measure).tell()
         except (NotMeasured, RuntimeError, TimeoutError) as error:
             sys.stderr.write(f"{each.__name__} was not measured: {type(error).__name__} {error}\n")
             missing += 1

@@ -19,10 +19,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import uvloop
-
 from bench import streams
-from bench.figures import Result
+from bench.figures import Result, run
 from bench.stack import ROOT, START_S, STOP_S, NotMeasured, free_port
 
 STARTS = 3
@@ -109,4 +107,4 @@ class Up:
 
 
 if __name__ == "__main__":
-    uvloop.run(measure()).tell()
+    run(measure).tell()

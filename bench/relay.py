@@ -15,10 +15,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvloop
-
 from bench import streams
-from bench.figures import Result, percentile
+from bench.figures import Result, percentile, run
 from bench.stack import Stack, stack, told_port
 from bench.streams import Door, Heard, hear
 
@@ -181,4 +179,4 @@ async def _flat_out(result: Result, systems: list[System], repeats: int) -> None
 
 
 if __name__ == "__main__":
-    uvloop.run(measure()).tell()
+    run(measure).tell()

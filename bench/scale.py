@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-import uvloop
-
 from bench import streams
-from bench.figures import Result
+from bench.figures import Result, run
 from bench.stack import Stack, stack, told_port
 
 MODEL = "smollm2:135m"
@@ -61,4 +59,4 @@ async def _answers(running: Stack, session: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(measure()).tell()
+    run(measure).tell()

@@ -10,10 +10,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-import uvloop
-
 from bench import streams
-from bench.figures import Result
+from bench.figures import Result, run
 from bench.stack import Process, Stack, stack, told_port
 
 MODEL = "smollm2:135m"
@@ -80,4 +78,4 @@ async def _talk(running: Stack, load: Load) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(measure()).tell()
+    run(measure).tell()
