@@ -93,13 +93,15 @@ class Service:
         os.kill(self.pid, signal.SIGCONT)
 
     async def _end(self, by: signal.Signals) -> int:
-        if self.process is None:
+        process = self.process
+        if process is None:
             return 0
-        if self.alive:
-            self.process.send_signal(by)
-            self.process.send_signal(signal.SIGCONT)
-        code = await asyncio.to_thread(self.process.wait, STOP_TIMEOUT_S)
-        self.process = None
+        if process.poll() is None:
+            process.send_signal(by)
+            process.send_signal(signal.SIGCONT)
+        code = await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
+        if self.process is process:  # a test's supervisor may have started the next one already
+            self.process = None
         return code
 
     async def _is_ready(self) -> bool:
