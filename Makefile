@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input --require-hashes
+# Tests wait for processes more than they compute. A file's tests share its stack, so a file stays in one process.
+TEST_PROCESSES ?= 3
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 
@@ -21,7 +23,7 @@ down status: $(VENV)/.runtime
 	@$(BIN)/chatlog $@
 
 test: check $(VENV)/.box
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 # Builds the images and runs compose.yaml; says so where no container engine answers.
 containers: $(VENV)/.dev

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from services.inference.app import main
 from services.inference.settings import InferenceSettings
-from services.runtime.lifecycle import Lifecycle
+from services.runtime.lifecycle import Lifecycle, cancel_all
 from services.runtime.settings import load
 from tests.brokers import Broker
 from tests.standins import Standin
@@ -44,7 +44,12 @@ async def worker(b: Broker, server: Standin, **more: Any) -> AsyncIterator[Lifec
         assert not lifecycle.stopping.is_set() or life.done() or lifecycle.exit_code == 0
     finally:
         lifecycle.stop()
-        await asyncio.wait_for(life, STOP_TIMEOUT_S)
+        done, _ = await asyncio.wait({life}, timeout=STOP_TIMEOUT_S)
+        # As the lifecycle does with a main that has not drained in its time. wait_for would wait for ever: in Python
+        # 3.11 a cancel may be swallowed on its way.
+        await cancel_all([life])
+        if done:
+            await life
 
 
 @contextmanager
