@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
 from typing import Any
-
-import httpx
 
 from tests.integration.test_standin_slots import in_flight, loaded, none_loaded, running, warm
 from tests.polling import eventually
-from tests.standins import Standin, chat, half_heard, plain_client, standin_process
+from tests.standins import Standin, chat, half_heard, standin_process
 
 SHORT: dict[str, Any] = {"options": {"num_predict": 3}}
 ENDLESS: dict[str, Any] = {"options": {"num_predict": 4000}}
@@ -77,17 +77,13 @@ async def test_while_waiting_the_one_that_left_is_skipped() -> None:
         first = asyncio.create_task(chat(standin.ollama_url, "a story", options={"num_predict": 40}))
         await running(standin)
         waiting = asyncio.create_task(chat(standin.ollama_url, "another story", **ENDLESS))
-        await eventually(lambda: two_in_flight(standin), reason="the second waits")
+        await eventually(lambda: all_in_flight(standin, 2), reason="the second waits")
         await leave(standin, waiting)
         following = await chat(standin.ollama_url, "hi", **SHORT)
         assert (await first).last["done_reason"] == "length"
         assert following.status == 200
         record = await ended(standin, 2)
         assert (record["outcome"], record["slot_start"], record["tokens"]) == ("client_gone", None, 0)
-
-
-async def two_in_flight(standin: Standin) -> bool:
-    return await in_flight(standin) == 2
 
 
 async def test_in_a_load_nothing_is_loaded_afterwards() -> None:
@@ -103,25 +99,28 @@ async def test_in_a_load_nothing_is_loaded_afterwards() -> None:
 
 
 async def test_a_hundred_hang_ups_lose_no_slot() -> None:
-    async with standin_process(token_gap_ms=1, answer_tokens=400, prefill_notice_s=0.01, load_s=0.01) as standin:
-        await asyncio.gather(*(hang_up(standin, n) for n in range(100)))
+    """All have asked before the first leaves: some go in the load, others while waiting, in prefill or in decode."""
+    async with standin_process(token_gap_ms=5, answer_tokens=4000, prefill_notice_s=0.01, load_s=0.5) as standin:
+        asking = [
+            asyncio.create_task(chat(standin.ollama_url, f"word {number} " * 20, **ENDLESS)) for number in range(100)
+        ]
+        await eventually(lambda: all_in_flight(standin, len(asking)), reason="all have asked")
+        random.Random(8).shuffle(asking)
+        await asyncio.gather(*(leave(standin, each) for each in asking[:20]))
+        for each in asking[20:]:
+            await leave(standin, each)
+            await asyncio.sleep(0.003)  # pace: a slot is taken by the next one, which may have begun to answer
         await eventually(lambda: nobody(standin), reason="all have left")
         following = await chat(standin.ollama_url, "hi", **SHORT)
         assert following.status == 200
         report = await standin.control.report()
         assert (report["running"], report["in_flight"]) == (0, 0)
-        left = [record for record in report["requests"] if record["outcome"] == "client_gone"]
-        assert len(left) > 50
+        outcomes = Counter(record["outcome"] for record in report["requests"])
+        assert outcomes == {"client_gone": 100, "done": 1}
 
 
-async def hang_up(standin: Standin, number: int) -> None:
-    """Leaves after 50 to 347 ms: in the load, while waiting, in prefill or in decode."""
-    body = {"model": "smollm2:135m", "messages": [{"role": "user", "content": f"word {number} " * 20}]}
-    async with plain_client(0.05 + number * 0.003) as client:
-        try:
-            await client.post(f"{standin.ollama_url}/api/chat", json={**body, "stream": False})
-        except httpx.TimeoutException:
-            return
+async def all_in_flight(standin: Standin, number: int) -> bool:
+    return await in_flight(standin) == number
 
 
 async def nobody(standin: Standin) -> bool:
