@@ -1,6 +1,10 @@
 # `make up` runs Chatlog on this machine, `make test` tests it. Everything is installed into .venv from the lock files,
 # by hash, and only when a lock file has changed: a second run needs no network.
 
+# Set in some environments. What pip and Python would then not keep is compiled again by every process at every start:
+# 1.9 s of CPU for the gateway in place of 0.6 (measured).
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
