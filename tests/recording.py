@@ -16,8 +16,8 @@ from contracts import subjects
 from contracts.envelope import Event
 from contracts.turns import OutcomeMessage, Word
 from services.history.arrivals import Delivery
-from services.history.batch import Bounds, Situation
 from services.history.context import ContextLimits
+from services.history.draft import Bounds, Situation
 from services.history.effects import Effect, Queue, Show, TellSender, TellWorkers
 from services.history.log.port import Cursor, Stored, StoredOutcome
 from services.history.log.sqlite import SqliteLog

@@ -22,9 +22,9 @@ from contracts.base import time_text
 from contracts.errors import ContractError
 from contracts.queries import StatusReply
 from contracts.turns import read_presence
-from services.history.batch import Bounds, Situation
 from services.history.context import ContextLimits
 from services.history.deadlines import Deadlines, Patience
+from services.history.draft import Bounds, Situation
 from services.history.follower import Follower
 from services.history.liveness import Liveness, Workers
 from services.history.log.reader import LogReader

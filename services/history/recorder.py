@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from contracts.turns import Go, Stop
 from services.history.arrivals import Delivery
-from services.history.batch import Batch, Bounds, Situation
+from services.history.batch import Batch
+from services.history.draft import Bounds, Draft, Situation
 from services.history.effects import Effect
 from services.history.log.port import Cursor, Log
 from services.history.scheduler import OpenTurn
@@ -59,7 +60,7 @@ class Recorder:
 
         def work(batch: Batch) -> None:
             for user_id in list(self._states.open):
-                batch.start_turns(user_id)
+                batch.starting.start_turns(user_id)
 
         return self._internally(situation, work)
 
@@ -77,7 +78,7 @@ class Recorder:
 
         def work(batch: Batch) -> None:
             for turn in turns:
-                batch.queue_again(turn)
+                batch.starting.queue_again(turn)
 
         return self._internally(situation, work)
 
@@ -102,9 +103,9 @@ class Recorder:
 
     def _transact(self, after: Cursor, situation: Situation, work: Callable[[Batch], None]) -> Committed:
         with self._log.transaction(self._cursor, after) as tx:
-            batch = Batch(tx, Working(self._states, tx), self._bounds, situation, self._new_id)
-            work(batch)
+            draft = Draft(tx, Working(self._states, tx), self._bounds, situation, self._new_id)
+            work(Batch(draft))
             position = tx.last_position()
         self._cursor = after
-        self._states.replace(batch.working)
-        return Committed(position, tuple(batch.effects))
+        self._states.replace(draft.working)
+        return Committed(position, tuple(draft.effects))

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from contracts.turns import Go, Stop
 from services.history.arrivals import Delivery
-from services.history.batch import Situation
+from services.history.draft import Situation
 from services.history.log.port import Cursor, LogError
 from services.history.publisher import Publisher
 from services.history.recorder import Committed, Recorder

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from contracts import ids, subjects
 from contracts.base import compact
 from contracts.envelope import Event
-from services.history import batch
+from services.history import batch, draft, starting
 from services.history.arrivals import Delivery
 from services.history.effects import Queue, TellSender
 from services.history.log.port import LogError
@@ -197,22 +198,22 @@ def test_a_refused_event_whose_id_another_user_took_meanwhile_never_reaches_uniq
     assert on.say(refused).code == "event_parked"
 
 
-def failing_once(monkeypatch: pytest.MonkeyPatch, name: str, when: Any) -> None:
-    """Break a core function as batch calls it, for the events that `when` names."""
-    real = getattr(batch, name)
+def failing_once(monkeypatch: pytest.MonkeyPatch, caller: ModuleType, name: str, when: Any) -> None:
+    """Break a core function as its caller knows it, for the events that `when` names."""
+    real = getattr(caller, name)
 
     def broken(*arguments: Any) -> Any:
         if when(*arguments):
             raise RuntimeError("a bug")
         return real(*arguments)
 
-    monkeypatch.setattr(batch, name, broken)
+    monkeypatch.setattr(caller, name, broken)
 
 
 def test_an_error_in_decide_parks_that_event_alone(on: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     session_id = begin(on)
     bad, good = message(session_id, "bad"), message(session_id, "good")
-    failing_once(monkeypatch, "decide", lambda session, event, *_: event.event_id == bad.event_id)
+    failing_once(monkeypatch, batch, "decide", lambda session, event, *_: event.event_id == bad.event_id)
     on.take(bad, good)
     outcomes = {told.outcome.event_id: told.outcome.code for told in on.of(TellSender)}
     assert outcomes == {bad.event_id: "event_parked", good.event_id: None}
@@ -235,7 +236,7 @@ def test_an_error_after_the_first_row_was_planned_leaves_nothing_half_done(
             raise RuntimeError("a bug in evolve")
         return evolve(session, event, position)
 
-    monkeypatch.setattr(batch, "evolve", half_done)
+    monkeypatch.setattr(draft, "evolve", half_done)
     on.take(cancel(said), message(session_id, "next"))
     assert on.types(session_id)[3:] == ["answer_failed", "user_message_submitted", "context_assembled"]
     assert [row[0] for row in on.sql("SELECT version FROM events WHERE session_id = ?", session_id)] == list(
@@ -256,7 +257,7 @@ def test_a_turn_whose_context_cannot_be_assembled_ends_and_holds_up_nobody(
     on.model = None
     on.take(bad, good)
     on.model = "tiny:1m"
-    failing_once(monkeypatch, "choose", lambda session, turn, *_: turn.turn_id == bad.turn_id)
+    failing_once(monkeypatch, starting, "choose", lambda session, turn, *_: turn.turn_id == bad.turn_id)
     on.start_waiting()
     assert on.types(session_id)[3:] == ["answer_failed", "context_assembled"]
     assert [queued.turn_id for queued in on.of(Queue)] == [good.turn_id]
