@@ -51,6 +51,10 @@ class SessionRenamed(Contract):
     title: Annotated[Text, Field(max_length=200)]
 
 
+# What a message does while a turn of its session is unfinished: it waits behind it, or is refused session_busy.
+OnBusy = Literal["queue", "reject"]
+
+
 class UserMessageSubmitted(Contract):
     """A user said something, which opens a turn. Written by a gateway.
 
@@ -63,7 +67,7 @@ class UserMessageSubmitted(Contract):
     text: Text
     model: ModelName | None = None
     options: Options | None = None
-    on_busy: Literal["queue"] | None = None
+    on_busy: OnBusy | None = None
 
 
 class CancelRequested(Contract):

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from contracts.base import Contract, Key, ModelName, Text, Time, Uuid, compact, parse
 from contracts.errors import Code, ContractError
-from contracts.events import Options
+from contracts.events import OnBusy, Options
 
 
 class Token(Contract):
@@ -138,7 +138,7 @@ class Send(Contract):
     parent_id: Uuid | None = None
     model: ModelName | None = None
     options: Options | None = None
-    on_busy: Literal["queue"] | None = None
+    on_busy: OnBusy | None = None
 
 
 class Cancel(Contract):

@@ -191,6 +191,8 @@ def _decide_message(session: Session, data: UserMessageSubmitted, rules: Rules) 
         parent = session.messages.get(data.parent_id)
         if parent is None or parent.role != "assistant":
             return _refused("parent_unknown")
+    if data.on_busy == "reject" and any(True for _ in session.open_turns()):
+        return _refused("session_busy")
     waiting = sum(1 for turn in session.open_turns() if turn.phase == "waiting")
     if waiting >= rules.waiting_per_session:
         return _refused("queue_full")

@@ -83,6 +83,28 @@ async def test_a_refused_send_may_be_sent_again_and_is_answered(running: Install
         assert answer.json()["event_id"]
 
 
+async def test_a_send_that_is_not_to_wait_is_refused_on_every_door_while_an_answer_runs(running: Installation) -> None:
+    """Then it may be sent again under its key: the refusal was of that moment."""
+    hasty = {"text": "now or never", "on_busy": "reject"}
+    async with http(running.http(0)) as web, chatter(running.ws(1)) as socket:
+        session_id = await new_session(web)
+        view = await socket.attach(session_id, session_id)
+        await running.standin.control.speed(token_gap_ms=100, answer_tokens=300)
+        turn_id = (await send(web, session_id, "long")).json()["turn_id"]
+        path, headers = f"/v1/sessions/{session_id}/messages", {"Idempotency-Key": "hasty"}
+        refused = await web.post(path, json=hasty, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (409, "session_busy")
+        await socket.tell(type="send", session=session_id, client_message_id="other", **hasty)
+        await socket.until(lambda: socket.replies("refused"), "refused")
+        assert socket.replies("refused")[0]["code"] == "session_busy"
+        await web.post(f"/v1/sessions/{session_id}/turns/{turn_id}/cancel")
+        await socket.until(lambda: view.ended(turn_id), "the end")
+        await running.standin.control.speed(token_gap_ms=0, answer_tokens=1)
+        again = await web.post(path, json=hasty, headers=headers)
+        assert again.status_code == 201
+        assert await turns_of(web, session_id) == {turn_id, again.json()["turn_id"]}
+
+
 async def test_a_session_of_a_name_is_one_session_everywhere(running: Installation) -> None:
     async with http(running.http(0)) as one, http(running.http(1)) as two:
         answers = await asyncio.gather(*(client.post("/v1/sessions", json={"name": "mine"}) for client in (one, two)))

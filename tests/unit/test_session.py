@@ -169,3 +169,16 @@ def test_a_state_holds_lengths_and_no_texts() -> None:
     session = folded(session_started(SESSION), message(SESSION, secret))
     assert secret not in repr(session)
     assert [each.chars for each in session.messages.values()] == [len(secret), 0]
+
+
+def test_a_message_that_is_not_to_wait_is_refused_while_a_turn_is_unfinished() -> None:
+    hasty = make_event(
+        "user_message_submitted", SESSION, {**message(SESSION).envelope.data, "on_busy": "reject"}, turn_id=new_id()
+    )
+    events = [session_started(SESSION), SAID, assembled(SAID), answer_started(SAID, RUNS[0], 1)]
+    for unfinished in range(2, 5):
+        assert decide(folded(*events[:unfinished]), hasty, RULES, DEAD).refusal == "session_busy"
+        assert decide(folded(*events[:unfinished]), message(SESSION), RULES, DEAD).refusal is None, "it waits"
+    assert decide(folded(events[0]), hasty, RULES, DEAD).refusal is None
+    done = completed(SESSION, str(SAID.turn_id), 1, "done")
+    assert decide(folded(*events, done), hasty, RULES, DEAD).refusal is None

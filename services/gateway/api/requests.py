@@ -7,14 +7,14 @@ checks it, and what is written is what was sent. Must never fill in a default.
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import Field, ValidationError
 
 from contracts.base import KEY_BYTES, Contract, Key, ModelName, Text, Uuid, parse
 from contracts.errors import ContractError
-from contracts.events import Options
+from contracts.events import OnBusy, Options
 from services.gateway.api.guards import SAFE_METHODS
 from services.gateway.api.problems import where_of
 from services.gateway.intake import Refused
@@ -49,7 +49,7 @@ class MessageBody(Contract):
     parent_id: Uuid | None = None
     model: ModelName | None = None
     options: Options | None = None
-    on_busy: Literal["queue"] | None = None
+    on_busy: OnBusy | None = None
 
 
 class CancelBody(Contract):
