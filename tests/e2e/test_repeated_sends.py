@@ -72,6 +72,7 @@ async def test_a_refused_send_may_be_sent_again_and_is_answered(running: Install
         turns = [(await send(web, session_id, f"{n}")).json()["turn_id"] for n in range(21)]
         refused = await send(web, session_id, "too many", headers={"Idempotency-Key": "later"})
         assert (refused.status_code, refused.json()["code"]) == (429, "queue_full"), turns
+        assert refused.headers["Retry-After"] == "5", "history refused it, and says no time"
         await running.standin.control.speed(token_gap_ms=0, answer_tokens=1)
 
         async def accepted() -> httpx.Response | None:

@@ -16,7 +16,7 @@ from contracts.turns import OutcomeMessage
 from services.gateway.api.problems import of_refusal
 from services.gateway.api.requests import KEY_HEADER, key_of
 from services.gateway.bus import Sent
-from services.gateway.intake import Refused
+from services.gateway.intake import RETRY_AFTER_S, Refused
 from services.gateway.parts import Parts
 
 
@@ -35,6 +35,7 @@ def refusal_of(outcome: OutcomeMessage) -> Refused:
     """The refusal that history recorded."""
     return Refused(
         outcome.code,  # type: ignore[arg-type]  # history writes codes of contracts/errors only
+        retry_after_s=RETRY_AFTER_S if outcome.code == "queue_full" else None,
         event_id=outcome.event_id,
         turn_id=outcome.turn_id,
     )
