@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 # A model in memory says something sooner, or is busy with other requests: so the server is asked what it is.
 LOADING_AFTER_S = 1.0
+# Who attaches in the middle of a load of minutes hears of it so soon.
+LOADING_AGAIN_S = 2.0
 # Steps after which a run has nothing more to do but to answer for its delivery.
 _OVER = frozenset({Step.ACK, Step.LEAVE, Step.GIVE_BACK})
 
@@ -136,11 +138,11 @@ class TurnRun:
         """A load takes up to minutes in which nothing comes: say what is waited for."""
         await self._until(lambda run: next_step(run) is Step.LET_OUT)
         await asyncio.sleep(LOADING_AFTER_S)
-        model = self._context.data.model
-        if not self._answer.begun and not await self._beacon.is_loaded(model):
-            event = self._context.event
-            loading = Loading(session_id=event.session_id, turn_id=self._context.turn_id, model=model)
+        model, event = self._context.data.model, self._context.event
+        loading = Loading(session_id=event.session_id, turn_id=self._context.turn_id, model=model)
+        while not self._answer.begun and not await self._beacon.is_loaded(model):
             await self._bus.publish_live(self._feed, encode(loading))
+            await asyncio.sleep(LOADING_AGAIN_S)
 
     async def _tell_the_end(self, generating: asyncio.Task[None]) -> None:
         """Once there is an end: close the model's stream; after go, the last tokens and then the terminal."""

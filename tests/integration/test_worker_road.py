@@ -165,10 +165,12 @@ async def test_a_snapshot_is_what_the_frames_said(tmp_path: Path) -> None:
 
 async def test_a_load_is_said(tmp_path: Path) -> None:
     async with stage(tmp_path) as (history, server):
-        await server.control.speed(load_s=2, answer_tokens=4)
+        await server.control.speed(load_s=6, answer_tokens=4)
         turn = await history.queue_turn()
         await history.ended(turn)
-        assert [frame["type"] for frame in turn.frames][:2] == ["loading", "token"]
+        said = [frame["type"] for frame in turn.frames]
+        assert said[:2] == ["loading", "loading"], "again, for whoever attaches meanwhile"
+        assert "loading" not in said[said.index("token") :]
         assert turn.frames[0]["model"] == MODEL
         # A model in memory that is slow to speak is not loading.
         await server.control.fault("stall", after=None, seconds=1.5)
