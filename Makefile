@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 3
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 
-.PHONY: up down status test containers check bench contracts lock clean
+.PHONY: up down status test mutants containers check bench contracts lock clean
 .DEFAULT_GOAL := up
 
 # The box's two wheels (130 MB) are installed only where the choice of the model server falls on it.
@@ -28,6 +28,10 @@ down status: $(VENV)/.runtime
 
 test: check $(VENV)/.box
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+
+# Breaks each safeguard by its patch in tests/faults/mutations: a test must catch it.
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants
 
 # Builds the images and runs compose.yaml; says so where no container engine answers.
 containers: $(VENV)/.dev
