@@ -16,6 +16,9 @@ from contracts.envelope import Event, read_event
 from contracts.errors import ContractError
 from contracts.events import ContextAssembled
 
+# Three beats of 2 s missed: the worker is gone, or cannot be heard, which is the same to a turn.
+PRESENCE_FORGOTTEN_S = 6.0
+
 StopCode = Literal["turn_finished", "turn_cancelled", "attempts_used_up", "turn_unknown", "turn_waiting"]
 
 

@@ -28,6 +28,7 @@ from contracts.events import TERMINALS, TurnClaimed
 from contracts.frames import AnswerSoFar
 from contracts.queries import TurnQuery, TurnReply, read_query
 from contracts.turns import (
+    PRESENCE_FORGOTTEN_S,
     Go,
     Presence,
     Recorded,
@@ -44,7 +45,6 @@ USER = "anna"
 # Ollama lists a model without a tag as :latest, so these have one.
 MODEL = "small:1b"
 OTHER_MODEL = "other:1b"
-FORGOTTEN_AFTER_S = 6.0
 
 
 def new_id() -> str:
@@ -179,7 +179,7 @@ class ScriptedHistory:
 
     def _alive(self, turn: Turn) -> bool:
         """Whether a worker that was heard of lately works on the turn's run: then no other one may have it."""
-        lately = time.monotonic() - FORGOTTEN_AFTER_S
+        lately = time.monotonic() - PRESENCE_FORGOTTEN_S
         heard = [presence for at, presence in self._latest.values() if at > lately]
         return any(turn.run == run.run for presence in heard for run in presence.runs)
 

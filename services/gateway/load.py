@@ -16,14 +16,12 @@ from nats.aio.msg import Msg
 
 from contracts import subjects
 from contracts.errors import ContractError
-from contracts.turns import Load, Presence, read_load, read_presence
+from contracts.turns import PRESENCE_FORGOTTEN_S, Load, Presence, read_load, read_presence
 from services.gateway.intake import Room
 from services.runtime.bus import Bus
 
 log = structlog.get_logger(__name__)
 
-# Three beats of 2 s; contracts/turns says so to everybody.
-PRESENCE_S = 6.0
 # History tells its load every second; five missed ones and this gateway looks at the intake itself.
 LOAD_S = 5.0
 INTAKE_TIMEOUT_S = 2.0
@@ -62,7 +60,7 @@ class Heard:
     @property
     def workers(self) -> list[Presence]:
         """Who was heard within the last 6 s."""
-        since = self._now() - PRESENCE_S
+        since = self._now() - PRESENCE_FORGOTTEN_S
         self._workers = {worker: kept for worker, kept in self._workers.items() if kept[0] >= since}
         return [presence for _, presence in self._workers.values()]
 

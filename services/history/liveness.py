@@ -10,10 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from contracts.turns import ModelPresence, Presence
+from contracts.turns import PRESENCE_FORGOTTEN_S, ModelPresence, Presence
 
-# Three beats of 2 s missed: the worker is gone, or cannot be heard, which is the same to a turn.
-FORGET_S = 6.0
 # Nobody has looked for so long: this process stood still, and the beats of that time are still in its socket.
 STALL_S = 5.0
 
@@ -70,7 +68,7 @@ class Liveness:
 
     def __init__(self, now_s: float) -> None:
         self._heard: dict[str, tuple[Presence, float]] = {}
-        self._grace_until_s = now_s + FORGET_S
+        self._grace_until_s = now_s + PRESENCE_FORGOTTEN_S
         self._looked_s = now_s
 
     def heard(self, presence: Presence, now_s: float) -> None:
@@ -78,14 +76,14 @@ class Liveness:
 
     def back(self, now_s: float) -> None:
         """History has started, reconnected or stood still: it missed beats, so every latest run counts as alive."""
-        self._grace_until_s = now_s + FORGET_S
+        self._grace_until_s = now_s + PRESENCE_FORGOTTEN_S
 
     def at(self, now_s: float) -> Workers:
         """The workers that were heard within the last seconds."""
         if now_s - self._looked_s > STALL_S:
             self.back(now_s)
         self._looked_s = now_s
-        for worker_id in [w for w, (_, at_s) in self._heard.items() if now_s - at_s > FORGET_S]:
+        for worker_id in [w for w, (_, at_s) in self._heard.items() if now_s - at_s > PRESENCE_FORGOTTEN_S]:
             del self._heard[worker_id]
         present = tuple(presence for presence, _ in self._heard.values())
         runs = frozenset((run.turn_id, run.run) for presence in present for run in presence.runs)

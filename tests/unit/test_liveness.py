@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contracts.turns import ModelPresence, Presence, RunPresence
-from services.history.liveness import FORGET_S, STALL_S, Liveness
+from contracts.turns import PRESENCE_FORGOTTEN_S, ModelPresence, Presence, RunPresence
+from services.history.liveness import STALL_S, Liveness
 from tests.conversing import new_id
 
 TURN, RUN = new_id(), new_id()
@@ -53,18 +53,18 @@ def test_a_run_is_alive_while_its_workers_presence_lists_it_and_is_young() -> No
     liveness = awake(presence())
     assert liveness.at(LATER).alive(TURN, RUN)
     assert not liveness.at(LATER).alive(TURN, new_id())
-    assert looked_at(liveness, LATER + FORGET_S)
-    assert not looked_at(liveness, LATER + FORGET_S + 0.1)
+    assert looked_at(liveness, LATER + PRESENCE_FORGOTTEN_S)
+    assert not looked_at(liveness, LATER + PRESENCE_FORGOTTEN_S + 0.1)
 
 
 def test_after_start_and_reconnect_every_run_counts_as_alive() -> None:
     liveness = Liveness(0)
-    assert liveness.at(FORGET_S - 0.1).alive(TURN, RUN)
+    assert liveness.at(PRESENCE_FORGOTTEN_S - 0.1).alive(TURN, RUN)
     liveness = awake()
     assert not liveness.at(LATER).alive(TURN, RUN)
     liveness.back(LATER)
-    assert looked_at(liveness, LATER + FORGET_S - 0.1)
-    assert not looked_at(liveness, LATER + FORGET_S)
+    assert looked_at(liveness, LATER + PRESENCE_FORGOTTEN_S - 0.1)
+    assert not looked_at(liveness, LATER + PRESENCE_FORGOTTEN_S)
 
 
 def test_after_a_stall_every_run_counts_as_alive() -> None:

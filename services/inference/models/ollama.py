@@ -14,6 +14,7 @@ from services.inference.models.connection import Connection, check_request
 from services.inference.models.failures import error_line
 from services.inference.models.port import End, Model, ModelFailure, ModelRequest, Patience, Piece
 from services.inference.models.reading import read_count, read_member, read_object, read_text, read_usage
+from services.inference.models.sampling import sampling
 from services.inference.models.silence import Silence
 
 
@@ -58,21 +59,13 @@ def full_name(name: str) -> str:
 
 def chat_body(request: ModelRequest, num_ctx: int | None) -> dict[str, Any]:
     """The body of POST /api/chat. num_ctx is in every request or in none: each change reloads the model."""
-    options = {
-        "seed": request.seed,
-        "num_ctx": num_ctx,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
-        "num_predict": request.max_tokens,
-        "stop": list(request.stop) or None,
-    }
+    window = {} if num_ctx is None else {"num_ctx": num_ctx}
     return {
         "model": request.model,
         "messages": [{"role": role, "content": content} for role, content in request.messages],
         "stream": True,
         "truncate": False,  # else messages are dropped from the front without a word (recorded)
-        "options": {name: value for name, value in options.items() if value is not None},
+        "options": {**window, **sampling(request, max_tokens="num_predict")},
     }
 
 

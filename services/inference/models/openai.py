@@ -17,6 +17,7 @@ from services.inference.models.connection import Connection, check_request
 from services.inference.models.failures import error_line
 from services.inference.models.port import End, Model, ModelFailure, ModelRequest, Patience, Piece
 from services.inference.models.reading import UsageKey, read_count, read_member, read_object, read_text, read_usage
+from services.inference.models.sampling import sampling
 from services.inference.models.silence import Silence
 from services.inference.models.sse import Event, EventReader
 
@@ -112,20 +113,12 @@ def chat_body(request: ModelRequest) -> dict[str, Any]:
     refuses it says so, while an option left out in silence would be a lie. max_tokens and not max_completion_tokens:
     that is the name that they all know.
     """
-    options = {
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
-        "max_tokens": request.max_tokens,
-        "stop": list(request.stop) or None,
-    }
     return {
         "model": request.model,
         "messages": [{"role": role, "content": content} for role, content in request.messages],
         "stream": True,
         "stream_options": {"include_usage": True},
-        "seed": request.seed,
-        **{name: value for name, value in options.items() if value is not None},
+        **sampling(request, max_tokens="max_tokens"),
     }
 
 
