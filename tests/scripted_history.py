@@ -38,6 +38,7 @@ from contracts.turns import (
     encode_context,
     read_presence,
 )
+from services.runtime.lifecycle import cancel_all
 from tests.brokers import Broker
 from tests.polling import POLL_EVERY_S, eventually
 
@@ -216,8 +217,8 @@ async def scripted_history(b: Broker) -> AsyncIterator[ScriptedHistory]:
         yield history
         assert not following.done(), following.exception()
     finally:
-        following.cancel()
-        await asyncio.wait({following})
+        # Again and again: one cancel may be swallowed by the answer that it meets, and the wait would be for ever.
+        await cancel_all([following])
         await client.close()
 
 

@@ -21,7 +21,7 @@ from nats.aio.subscription import Subscription
 from contracts import subjects
 from services.inference.run import may_nak
 from services.runtime import streams
-from services.runtime.bus import Bus, NoAnswer, NotSent
+from services.runtime.bus import Bus, NoAnswer, NotSent, heeding_cancel
 
 log = structlog.get_logger(__name__)
 
@@ -158,7 +158,7 @@ class ContextQueue:
             return
         if not self._bus.connected:
             raise _PullLost("not connected")
-        await streams.ensure_context_consumer(self._bus.jetstream(), self._model)
+        await heeding_cancel(streams.ensure_context_consumer(self._bus.jetstream(), self._model))
         self._inbox = self._bus.client.new_inbox()
         self._subscription = await self._bus.subscribe(f"{self._inbox}.*", self._on_message)
 

@@ -7,9 +7,10 @@ subscribe; a flush is not (a PING overtakes the SUB in nats-py's buffer: measure
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import nats.errors
 import nats.js.errors
@@ -22,6 +23,8 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 Hook = Callable[[], Awaitable[None]]
 Handler = Callable[[Msg], Awaitable[None]]
@@ -163,7 +166,7 @@ class Bus:
         if not self.connected:
             raise NotSent("not connected")
         try:
-            reply = await self.client.request(subject, payload, timeout=timeout_s)
+            reply = await heeding_cancel(self.client.request(subject, payload, timeout=timeout_s))
         except nats.errors.NoRespondersError as error:
             raise NotSent("nobody answers there") from error
         except nats.errors.MaxPayloadError as error:
@@ -182,8 +185,10 @@ class Bus:
         if not self.connected:
             raise NotSent("not connected")
         try:
-            ack = await self.jetstream(timeout_s).publish(
-                subject, payload, timeout=timeout_s, stream=stream, headers=_copy(headers)
+            ack = await heeding_cancel(
+                self.jetstream(timeout_s).publish(
+                    subject, payload, timeout=timeout_s, stream=stream, headers=_copy(headers)
+                )
             )
         except nats.errors.MaxPayloadError as error:
             raise TooLarge("over the server's payload limit") from error
@@ -211,6 +216,22 @@ class Bus:
         self._generation += 1
         log.info("bus_reconnected", generation=self._generation)
         await _run_all(self._after_reconnect)
+
+
+async def heeding_cancel(answer: Awaitable[T]) -> T:
+    """What answer gives, or the cancel that met it.
+
+    nats-py waits in asyncio.wait_for, which in Python 3.11 swallows a cancel that comes in the same turn of the loop as
+    the answer. Whoever asks in a loop then goes on for ever: a task group cancels its tasks only once.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    cancels = task.cancelling()
+    try:
+        return await answer
+    finally:
+        if task.cancelling() > cancels:
+            raise asyncio.CancelledError
 
 
 async def _run_all(hooks: list[Hook]) -> None:
