@@ -28,10 +28,19 @@ class Contract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+# Made once: json.dumps and json.loads make one for each call that has options.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=False, allow_nan=False)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def compact(value: Any) -> bytes:
     """value as compact JSON: UTF-8, keys sorted, no spaces. Raises ContractError for what JSON cannot carry."""
     try:
-        return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+        return _ENCODER.encode(value).encode()
     except (UnicodeEncodeError, ValueError, TypeError, RecursionError) as error:
         raise ContractError("bad_request", "not JSON: a lone surrogate, NaN, Infinity or a foreign type") from error
 
@@ -39,10 +48,14 @@ def compact(value: Any) -> bytes:
 def parse(raw: bytes | str) -> Any:
     """The JSON value in raw. Raises ContractError for NaN, Infinity, lone surrogates, bad UTF-8 and deep nesting."""
     try:
-        value = json.loads(raw, parse_constant=_refuse_constant)
+        text = raw if isinstance(raw, str) else raw.decode()
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise ContractError("bad_request", "not JSON") from error
-    _check(value, MAX_DEPTH)
+    # Most need no second look: what opens fewer levels than the bound cannot be deeper, and from UTF-8 a lone surrogate
+    # comes by an escape only.
+    if text.count("{") + text.count("[") > MAX_DEPTH or "\\u" in text or not isinstance(raw, bytes):
+        _check(value, MAX_DEPTH)
     return value
 
 
@@ -66,10 +79,6 @@ def time_text(moment: datetime) -> str:
     if moment.tzinfo is None:
         raise ValueError("a time needs its zone")
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _check(value: Any, depth: int) -> None:
