@@ -219,8 +219,6 @@ QUERIES: dict[str, tuple[type[Query], type[Contract] | None]] = {
     "outcome": (OutcomeQuery, OutcomeReply),
 }
 
-OPERATOR_QUERIES: tuple[str, ...] = ("status",)
-
 
 class StatusReply(Contract):
     """What history tells an operator. cursor and last_sequence are JetStream's; sizes in bytes."""

@@ -36,6 +36,11 @@ class Road:
         with closing(sqlite3.connect(f"file:{self.data_dir / 'log.db'}?mode=ro", uri=True)) as connection:
             return connection.execute(statement, parameters).fetchall()
 
+    def write(self, statement: str, *parameters: object) -> None:
+        """Change the log behind history's back."""
+        with closing(sqlite3.connect(self.data_dir / "log.db")) as connection, connection:
+            connection.execute(statement, parameters)
+
     async def begin(self, **data: Any) -> str:
         """A new session's id."""
         session_id = new_id()

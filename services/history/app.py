@@ -29,6 +29,7 @@ from services.history.follower import Follower
 from services.history.liveness import Liveness, Workers
 from services.history.log.reader import LogReader
 from services.history.log.sqlite import SqliteLog
+from services.history.parking import Parking
 from services.history.publisher import Publisher
 from services.history.queries import Queries
 from services.history.recorder import Recorder
@@ -130,6 +131,7 @@ class History:
         self.epoch = epoch
         queries = Queries(epoch, self.reader, ViewReader(store), self.views, self.writer)
         queries.register(self.bus, self.status, self.thread.broke)
+        Parking(self.reader, self.writer).register(self.bus, self.thread.broke)
         await self.bus.start()
 
     async def _dispatch(self) -> None:

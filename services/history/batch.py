@@ -7,6 +7,8 @@ Must never publish, and never leave half an event behind.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import structlog
 
 from contracts.envelope import Event
@@ -24,24 +26,45 @@ from services.history.starting import Starting
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """What became of a parked event that was taken again. outcome None: a claim's; reason: it is parked again."""
+
+    outcome: OutcomeMessage | None
+    reason: str | None
+
+
 class Batch:
     """The deliveries of one transaction."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self.starting = Starting(draft)
+        self._decided: OutcomeMessage | None = None
 
-    def take(self, delivery: Delivery) -> None:
-        """One delivery: recorded, refused, known already, or parked alone."""
+    def take(self, delivery: Delivery, parked_id: int | None = None) -> str | None:
+        """One delivery: recorded, refused, known already, or parked alone; then why. parked_id: where it was so far."""
         event: Event | None = None
+        reason: str | None = None
         try:
             with self._draft.whole():
                 event = read_delivery(delivery)
                 self._decide(event, delivery)
         except CoreFailed as failed:
-            self._park(delivery, event, failed.reason)
+            reason = failed.reason
+            self._park(delivery, event, reason, parked_id)
         if event is not None:
             self.starting.start_turns(event.user_id)
+        return reason
+
+    def retry(self, parked_id: int) -> Retried | None:
+        """A parked event once more, as if it came now. None: it is not parked (any more)."""
+        parked = self._draft.tx.unpark(parked_id)
+        if parked is None:
+            return None
+        self._decided = None
+        reason = self.take(Delivery(parked.sequence, parked.subject, parked.headers, parked.body), parked_id)
+        return Retried(self._decided, reason)
 
     def end_turn(self, turn: OpenTurn, code: str) -> None:
         """End a turn that no worker ends. One that has ended or was claimed meanwhile stays as it is."""
@@ -131,12 +154,13 @@ class Batch:
             self._draft.effects.append(TellWorkers(session.user_id, Cancel(turn_id=turn_id)))
 
     def _tell_sender(self, delivery: Delivery, outcome: StoredOutcome, user_id: str) -> None:
+        self._decided = outcome_message(outcome, user_id)
         if delivery.reply is not None:
-            self._draft.effects.append(TellSender(delivery.reply, outcome_message(outcome, user_id)))
+            self._draft.effects.append(TellSender(delivery.reply, self._decided))
 
-    def _park(self, delivery: Delivery, event: Event | None, reason: str) -> None:
+    def _park(self, delivery: Delivery, event: Event | None, reason: str, parked_id: int | None) -> None:
         """Set the event aside with its bytes; tell its sender; end the unfinished turn that waits for it."""
-        parked = ParkedDelivery(delivery.sequence, delivery.subject, delivery.headers, delivery.body, reason)
+        parked = ParkedDelivery(delivery.sequence, delivery.subject, delivery.headers, delivery.body, reason, parked_id)
         self._draft.tx.park(parked, self._draft.situation.now)
         log.error("event_parked", sequence=delivery.sequence, subject=delivery.subject, reason=reason)
         sender = sender_of(delivery, event)

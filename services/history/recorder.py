@@ -7,11 +7,11 @@ never publish anything: it returns the effects of what was committed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contracts.turns import Go, Stop
 from services.history.arrivals import Delivery
-from services.history.batch import Batch
+from services.history.batch import Batch, Retried
 from services.history.draft import Bounds, Draft, Situation
 from services.history.effects import Effect
 from services.history.log.port import Cursor, Log
@@ -26,6 +26,7 @@ class Committed:
 
     position: int
     effects: tuple[Effect, ...]
+    retried: Retried | None = None
 
 
 class Recorder:
@@ -81,6 +82,17 @@ class Recorder:
                 batch.starting.queue_again(turn)
 
         return self._internally(situation, work)
+
+    def retry_parked(self, parked_id: int, situation: Situation) -> Committed:
+        """A parked event once more: in one transaction it is recorded, refused, or parked again with its new reason."""
+        retried: list[Retried | None] = []
+        committed = self._internally(situation, lambda batch: retried.append(batch.retry(parked_id)))
+        return replace(committed, retried=retried[0])
+
+    def discard_parked(self, parked_id: int) -> bool:
+        """Forget a parked event for good. False: it is not there (any more)."""
+        with self._log.transaction(self._cursor, self._cursor) as tx:
+            return tx.unpark(parked_id) is not None
 
     def drop_outcomes(self, decided_before: str) -> None:
         """Forget refusals and no-ops that were decided before this time."""

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from contracts.turns import Go, Stop
 from services.history.arrivals import Delivery
+from services.history.batch import Retried
 from services.history.draft import Situation
 from services.history.log.port import Cursor, LogError
 from services.history.publisher import Publisher
@@ -88,6 +89,16 @@ class Writer:
         situation = self._situation()
         await self._commit(lambda: self._recorder.requeue(turns, situation))
 
+    async def retry_parked(self, parked_id: int) -> Retried | None:
+        """A parked event once more; None where it is not parked (any more)."""
+        situation = self._situation()
+        return (await self._commit(lambda: self._recorder.retry_parked(parked_id, situation))).retried
+
+    async def discard_parked(self, parked_id: int) -> bool:
+        """Forget a parked event for good; whether it was there."""
+        async with self._order:
+            return await self._thread.run(lambda: self._recorder.discard_parked(parked_id))
+
     async def drop_outcomes(self, decided_before: str) -> None:
         """Forget refusals and no-ops that were decided before this time."""
         async with self._order:
@@ -102,10 +113,11 @@ class Writer:
     async def open_turns(self) -> list[OpenTurn]:
         return await self._thread.run(self._recorder.open_turns)
 
-    async def _commit(self, work: Callable[[], Committed]) -> None:
+    async def _commit(self, work: Callable[[], Committed]) -> Committed:
         async with self._order:
             committed = await self._thread.run(work)
             await self._publisher.carry_out(committed.effects)
         async with self.moved:
             self.position = committed.position
             self.moved.notify_all()
+        return committed

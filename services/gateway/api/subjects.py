@@ -11,7 +11,7 @@ from faststream.nats import NatsBroker
 from faststream.specification import AsyncAPI
 from pydantic import BaseModel
 
-from contracts import frames, queries, turns
+from contracts import frames, parked, queries, turns
 from contracts.envelope import Envelope
 
 # (subject with its variable parts, what is said there, its shape)
@@ -36,6 +36,10 @@ _CHANNELS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("chat.history.events.{user}", "Query: a page of recorded events, from the log.", queries.EventsQuery),
     ("chat.history.outcome.{user}", "Query: what became of an event.", queries.OutcomeQuery),
     ("chat.operator.status", "Query: how history is, for an operator.", queries.StatusReply),
+    ("chat.operator.parked_list", "Query: the parked events.", parked.ParkedListQuery),
+    ("chat.operator.parked_show", "Query: one parked event, and a part of its bytes.", parked.ParkedShowQuery),
+    ("chat.operator.parked_retry", "Decide a parked event again.", parked.ParkedActQuery),
+    ("chat.operator.parked_discard", "Forget a parked event for good.", parked.ParkedActQuery),
     ("chat.load", "How full it is, from history, every second.", turns.Load),
     ("chat.presence.{worker}", "What a worker says of itself, every 2 s.", turns.Presence),
 )

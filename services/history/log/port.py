@@ -55,13 +55,14 @@ class StoredOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ParkedDelivery:
-    """A delivery that is set aside with its bytes."""
+    """A delivery that is set aside with its bytes. parked_id: where it was set aside before, and is again."""
 
     sequence: int
     subject: str
     headers: dict[str, str]
     body: bytes
     reason: str
+    parked_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,10 @@ class Transaction(Protocol):
     def drop_outcomes_before(self, decided_at: str) -> None: ...
 
     def park(self, parked: ParkedDelivery, parked_at: str) -> None: ...
+
+    def unpark(self, parked_id: int) -> ParkedDelivery | None:
+        """Take it out; None where it is not there (any more)."""
+        ...
 
     def session_of_turn(self, user_id: str, turn_id: str) -> str | None: ...
 

@@ -5,6 +5,7 @@ Owns a read-only connection (aiosqlite). What it reads is committed. Must never 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,22 @@ class LogRow:
     version: int
     recorded_at: str
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedEvent:
+    """A parked event, without its bytes."""
+
+    parked_id: int
+    sequence: int
+    subject: str
+    headers: dict[str, str]
+    reason: str
+    parked_at: str
+    size: int
+
+
+_PARKED_SQL = "SELECT parked_id, sequence, subject, headers, reason, parked_at, length(body) FROM parked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,20 @@ class LogReader:
     async def parked(self) -> int:
         rows = await self._all("SELECT count(*) FROM parked", ())
         return int(rows[0][0])
+
+    async def parked_after(self, parked_id: int, limit: int) -> list[ParkedEvent]:
+        """The next parked events, oldest first, without their bytes."""
+        rows = await self._all(f"{_PARKED_SQL} WHERE parked_id > ? ORDER BY parked_id LIMIT ?", (parked_id, limit))
+        return [_parked_event(row) for row in rows]
+
+    async def parked_event(self, parked_id: int) -> ParkedEvent | None:
+        rows = await self._all(f"{_PARKED_SQL} WHERE parked_id = ?", (parked_id,))
+        return _parked_event(rows[0]) if rows else None
+
+    async def parked_bytes(self, parked_id: int) -> bytes:
+        """As they were received; empty where there is no such event (any more)."""
+        rows = await self._all("SELECT body FROM parked WHERE parked_id = ?", (parked_id,))
+        return bytes(rows[0][0]) if rows else b""
 
     async def outcome(self, user_id: str, event_id: str) -> StoredOutcome | None:
         rows = await self._all(OUTCOME_SQL, outcome_parameters(user_id, event_id))
@@ -121,3 +152,8 @@ class LogReader:
         except sqlite3.Error as error:
             raise LogError(f"the log cannot be read: {error}") from error
         return [tuple(row) for row in rows]
+
+
+def _parked_event(row: tuple[Any, ...]) -> ParkedEvent:
+    parked_id, sequence, subject, headers, reason, parked_at, size = row
+    return ParkedEvent(parked_id, sequence, subject, json.loads(headers), reason, parked_at, size)

@@ -188,8 +188,9 @@ class SqliteTransaction:
 
     def park(self, parked: ParkedDelivery, parked_at: str) -> None:
         self._all(
-            "INSERT INTO parked (sequence, subject, headers, body, reason, parked_at) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO parked VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
+                parked.parked_id,
                 parked.sequence,
                 parked.subject,
                 json.dumps(parked.headers),
@@ -198,6 +199,15 @@ class SqliteTransaction:
                 parked_at,
             ),
         )
+
+    def unpark(self, parked_id: int) -> ParkedDelivery | None:
+        rows = self._all(
+            "DELETE FROM parked WHERE parked_id = ? RETURNING sequence, subject, headers, body, reason", (parked_id,)
+        )
+        if not rows:
+            return None
+        sequence, subject, headers, body, reason = rows[0]
+        return ParkedDelivery(sequence, subject, json.loads(headers), body, reason, parked_id)
 
     def session_of_turn(self, user_id: str, turn_id: str) -> str | None:
         rows = self._all(
