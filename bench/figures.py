@@ -12,6 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +27,9 @@ from services.operator.broker import find_nats_server
 RESULTS = Path(__file__).with_name("results")
 # The longest file takes three minutes on a busy machine; one that takes so long will not end by itself.
 RUN_S = 600.0
+# What one core did of Python's simplest work at the moment: virtual machines vary by three times within an hour
+# (measured), and every millisecond of CPU in a table with them.
+ADDITIONS = 2_000_000
 PACKAGES = ("nats-py", "faststream", "fastapi", "uvicorn", "uvloop", "httpx", "httptools", "pydantic", "supervisor")
 
 
@@ -59,13 +63,16 @@ class Figure:
 
 @dataclass
 class Result:
-    """One file's figures. settings: the bounds that it changed. load_average: before and after, of one minute."""
+    """One file's figures. settings: the bounds that it changed. Before and after: load_average of a minute; core_speed
+    in million additions per second.
+    """
 
     name: str
     method: str
     settings: dict[str, str] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
     load_average: list[float] = field(default_factory=lambda: [os.getloadavg()[0]])
+    core_speed: list[float] = field(default_factory=lambda: [core_speed()])
 
     def add(
         self, what: str, unit: str, repeats: Iterable[float], *, at_most: float | None = None,
@@ -76,6 +83,7 @@ class Result:
     def tell(self) -> None:
         """Write the JSON, print the table."""
         self.load_average.append(os.getloadavg()[0])
+        self.core_speed.append(core_speed())
         RESULTS.mkdir(exist_ok=True)
         shown = [{**asdict(each), "value": each.value, "verdict": each.verdict} for each in self.figures]
         whole = {**asdict(self), "figures": shown, "at": datetime.now(UTC).isoformat(), **machine()}
@@ -85,7 +93,11 @@ class Result:
 
     def _table(self) -> str:
         before, after = self.load_average[0], self.load_average[-1]
-        lines = [f"\nbench/{self.name}: {self.method}", f"load average {before:.2f} before, {after:.2f} after"]
+        slow, fast = min(self.core_speed), max(self.core_speed)
+        lines = [
+            f"\nbench/{self.name}: {self.method}",
+            f"load average {before:.2f} before, {after:.2f} after; a core adds {slow:.1f} to {fast:.1f} million/s",
+        ]
         if self.settings:
             lines.append("settings: " + " ".join(f"{name}={value}" for name, value in self.settings.items()))
         rows = [("figure", "median", "range", "target", "")]
@@ -104,6 +116,14 @@ class Result:
 def run(measure: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     """One file's measurement, bounded in time. What it started is ended however it ends."""
     return uvloop.run(asyncio.wait_for(measure(), RUN_S))
+
+
+def core_speed() -> float:
+    """Million additions that one core does per second of its own time now."""
+    total, began = 0, time.process_time()
+    for number in range(ADDITIONS):
+        total += number
+    return round(ADDITIONS / (time.process_time() - began) / 1e6, 1)
 
 
 def machine() -> dict[str, Any]:
