@@ -5,6 +5,7 @@ Owns the processes. A test talks to the gateways as a client does, and to the pr
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -45,9 +46,14 @@ class GatewayRoad:
 
     async def new_session(self, **fields: Any) -> str:
         """The id of a session that is recorded, with a model of its own unless fields say another."""
-        async with self.http() as client:
-            created = await client.post("/v1/sessions", json={"model": MODEL, **fields})
-        assert created.status_code in (200, 201), created.text
+        async with self.http(headers={**self.headers, "idempotency-key": secrets.token_hex(8)}) as client:
+
+            async def recorded() -> httpx.Response | None:
+                created = await client.post("/v1/sessions", json={"model": MODEL, **fields})
+                assert created.status_code in (200, 201, 202), created.text
+                return created if created.status_code != 202 else None  # it takes longer than this gateway waits
+
+            created: httpx.Response = await eventually(recorded, reason="the session is recorded")
         return str(created.json()["session_id"])
 
     async def has_model(self) -> None:
