@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import structlog
 from faststream.nats import NatsMessage
@@ -29,10 +27,9 @@ from contracts.parked import (
     ParkedShowReply,
     read_parked_query,
 )
-from contracts.queries import Failure
 from services.history.batch import Retried
-from services.history.log.port import LogError
 from services.history.log.reader import LogReader, ParkedEvent
+from services.history.queries import Answer, OnBroken, Question, serve
 from services.history.writer import Writer
 from services.runtime.bus import Bus
 
@@ -40,8 +37,6 @@ log = structlog.get_logger(__name__)
 
 # An operator asks one thing after the other; a script may be two.
 CONCURRENT_QUERIES = 2
-
-Answer = Callable[[Any], Awaitable[bytes]]
 
 
 class Parking:
@@ -51,7 +46,7 @@ class Parking:
         self._reader = reader
         self._writer = writer
 
-    def register(self, bus: Bus, on_broken: Callable[[LogError], None]) -> None:
+    def register(self, bus: Bus, on_broken: OnBroken) -> None:
         answers: dict[str, Answer] = {
             "parked_list": self.listed,
             "parked_show": self.shown,
@@ -61,23 +56,11 @@ class Parking:
         for name, answer in answers.items():
             self._subscribe(bus, name, answer, on_broken)
 
-    def _subscribe(self, bus: Bus, name: str, answer: Answer, on_broken: Callable[[LogError], None]) -> None:
-        @bus.broker.subscriber(
-            subjects.operator_query(name),
-            queue=subjects.HISTORY_GROUP,
-            title=name,
-            max_workers=CONCURRENT_QUERIES,
-            decoder=_as_it_came,
-        )
-        async def handle(message: NatsMessage) -> bytes:
-            try:
-                return await answer(read_parked_query(PARKED_QUERIES[name][0], message.body))
-            except ContractError as error:
-                log.warning("query_refused", query=name, reason=error.reason)
-                return dump(Failure(error="bad_request"))
-            except LogError as error:
-                on_broken(error)  # FastStream would log it and go on
-                return dump(Failure(error="not_ready"))
+    def _subscribe(self, bus: Bus, name: str, answer: Answer, on_broken: OnBroken) -> None:
+        async def asked(message: NatsMessage) -> bytes:
+            return await answer(read_parked_query(PARKED_QUERIES[name][0], message.body))
+
+        serve(bus, Question(name, subjects.operator_query(name), CONCURRENT_QUERIES, asked), on_broken)
 
     async def listed(self, query: ParkedListQuery) -> bytes:
         found = await self._reader.parked_after(query.after, query.limit)
@@ -153,7 +136,3 @@ def _row(found: ParkedEvent) -> ParkedRow:
         user_id=found.headers.get(subjects.CHAT_USER),
         bytes=found.size,
     )
-
-
-async def _as_it_came(message: NatsMessage) -> NatsMessage:
-    return message

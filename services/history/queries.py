@@ -7,6 +7,7 @@ subject is not answered from anyone's data. Must never write.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -59,6 +60,39 @@ class QueryFailed(Exception):
         self.code: Code = code
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A query as the bus has it. answered: from the whole message; at most `concurrent` of them at a time."""
+
+    name: str
+    subject: str
+    concurrent: int
+    answered: Callable[[NatsMessage], Awaitable[bytes]]
+
+
+def serve(bus: Bus, question: Question, on_broken: OnBroken) -> None:
+    """Answer it whenever it is asked, with its failures as codes."""
+
+    @bus.broker.subscriber(
+        question.subject,
+        queue=subjects.HISTORY_GROUP,
+        title=question.name,
+        max_workers=question.concurrent,
+        decoder=_as_it_came,
+    )
+    async def handle(message: NatsMessage) -> bytes:
+        try:
+            return await question.answered(message)
+        except QueryFailed as failed:
+            return dump(Failure(error=failed.code))
+        except ContractError as error:
+            log.warning("query_refused", query=question.name, reason=error.reason)
+            return dump(Failure(error="bad_request"))
+        except LogError as error:
+            on_broken(error)  # FastStream would log it and go on
+            return dump(Failure(error="not_ready"))
+
+
 class Queries:
     """One method per query."""
 
@@ -93,24 +127,10 @@ class Queries:
             return dump(await status())
 
     def _subscribe(self, bus: Bus, name: str, answer: Answer, on_broken: OnBroken) -> None:
-        @bus.broker.subscriber(
-            f"chat.history.{name}.*",
-            queue=subjects.HISTORY_GROUP,
-            title=name,
-            max_workers=CONCURRENT_QUERIES,
-            decoder=_as_it_came,
-        )
-        async def handle(message: NatsMessage) -> bytes:
-            try:
-                return await answer(self._read(name, message))
-            except QueryFailed as failed:
-                return dump(Failure(error=failed.code))
-            except ContractError as error:
-                log.warning("query_refused", query=name, reason=error.reason)
-                return dump(Failure(error="bad_request"))
-            except LogError as error:
-                on_broken(error)  # FastStream would log it and go on
-                return dump(Failure(error="not_ready"))
+        async def asked(message: NatsMessage) -> bytes:
+            return await answer(self._read(name, message))
+
+        serve(bus, Question(name, f"chat.history.{name}.*", CONCURRENT_QUERIES, asked), on_broken)
 
     def _read(self, name: str, message: NatsMessage) -> Query:
         query = read_query(name, message.body)
