@@ -21,6 +21,7 @@ from contracts.turns import OutcomeMessage, read_outcome
 from services.gateway.intake import RETRY_AFTER_S, Refused
 from services.gateway.queries import History, HistoryAway
 from services.runtime.bus import Bus, NoAnswer, NotSent, TooLarge
+from services.runtime.lifecycle import cancel_all
 
 log = structlog.get_logger(__name__)
 
@@ -67,9 +68,7 @@ class Intake:
 
     async def stop(self) -> None:
         """Follow nothing more: every outcome can still be asked for."""
-        for task in self._following:
-            task.cancel()
-        await asyncio.gather(*self._following, return_exceptions=True)
+        await cancel_all(self._following)
 
     def unrecorded(self, user_id: str, session_id: str) -> int:
         """Sends of a session that this gateway published and knows no outcome of."""

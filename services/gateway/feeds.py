@@ -22,6 +22,7 @@ from services.gateway.intake import Refused
 from services.gateway.queries import History, HistoryAway
 from services.gateway.relay import Kind, read_frame
 from services.runtime.bus import Bus
+from services.runtime.lifecycle import cancel_all
 
 log = structlog.get_logger(__name__)
 
@@ -191,7 +192,7 @@ class Feeds:
     async def stop(self) -> None:
         for channel in self._channels.values():
             channel.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
 
     async def _unsubscribe(self, channel: Channel) -> None:
         assert channel.subscription is not None

@@ -16,7 +16,8 @@ import structlog
 from contracts import subjects
 from contracts.base import dump
 from services.history.effects import Effect, Queue, Show, TellSender, TellWorkers, Unqueue
-from services.runtime.bus import AlreadyQueued, Bus, NoAnswer, NotSent, TooLarge
+from services.runtime.bus import AlreadyQueued, Bus, NoAnswer, NotSent, TooLarge, heeding_cancel
+from services.runtime.lifecycle import cancel_all
 
 log = structlog.get_logger(__name__)
 
@@ -57,10 +58,7 @@ class Publisher:
 
     async def stop(self) -> None:
         """Drop what is still on its way to the queue: the next start queues it again from the log."""
-        tasks = [*self._queueing.values(), *self._unqueueing]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all([*self._queueing.values(), *self._unqueueing])
 
     async def _show(self, effect: Show) -> None:
         await self._bus.publish_live(subjects.session_feed(effect.user_id, effect.session_id), effect.frame)
@@ -112,6 +110,7 @@ class Publisher:
             queueing.cancel()
         subject = subjects.context("answer", effect.model, effect.turn_id)
         try:
-            await self._bus.jetstream(PUBLISH_TIMEOUT_S).purge_stream(subjects.CONTEXT_STREAM, subject=subject)
+            jetstream = self._bus.jetstream(PUBLISH_TIMEOUT_S)
+            await heeding_cancel(jetstream.purge_stream(subjects.CONTEXT_STREAM, subject=subject))
         except (nats.errors.Error, OSError) as error:
             log.warning("context_not_purged", turn_id=effect.turn_id, error=type(error).__name__)

@@ -24,7 +24,7 @@ from services.history.follower import ask_stream
 from services.history.liveness import Workers
 from services.history.scheduler import OpenTurn
 from services.history.writer import Writer
-from services.runtime.bus import Bus, NoAnswer, NotSent
+from services.runtime.bus import Bus, NoAnswer, NotSent, heeding_cancel
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +95,7 @@ class Upkeep:
             first = await self._first_after(limit, oldest, self._writer.cursor.sequence + 1)
             if first > oldest:
                 jetstream = self._bus.jetstream(ASK_TIMEOUT_S)
-                await jetstream.purge_stream(subjects.INTAKE_STREAM, seq=first)
+                await heeding_cancel(jetstream.purge_stream(subjects.INTAKE_STREAM, seq=first))
                 log.info("intake_purged", before_sequence=first)
         except (NotSent, NoAnswer, nats.errors.Error, OSError) as error:
             log.warning("intake_not_purged", error=type(error).__name__)
@@ -105,7 +105,7 @@ class Upkeep:
         jetstream = self._bus.jetstream(ASK_TIMEOUT_S)
         while low < high:
             middle = (low + high) // 2
-            message = await jetstream.get_msg(subjects.INTAKE_STREAM, seq=middle)
+            message = await heeding_cancel(jetstream.get_msg(subjects.INTAKE_STREAM, seq=middle))
             if message.time is not None and message.time < limit:
                 low = middle + 1
             else:

@@ -8,7 +8,9 @@ subscribe; a flush is not (a PING overtakes the SUB in nats-py's buffer: measure
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,8 +35,13 @@ Handler = Callable[[Msg], Awaitable[None]]
 PING_INTERVAL_S = 5
 PINGS_OUT = 2
 CONNECT_TIMEOUT_S = 2
+# A peer that takes nothing of what was written: the kernel ends the connection, as the pings do for one that says
+# nothing. nats-py waits for a written buffer before it connects anew, on a half-open connection for ever (measured).
+WRITE_TIMEOUT_S = 15
 RECONNECT_WAIT_S = 0.25
 DRAIN_TIMEOUT_S = 5
+# The drain, and as long again for what it has left to write; then the connection is dropped as it is.
+STOP_TIMEOUT_S = 10
 # What waits in memory while the connection is down. Live frames are not sent then, so little is needed.
 PENDING_BYTES = 2 * 1024 * 1024
 # A subscription's own backlog: beyond it nats-py drops and reports a slow consumer, which we count as a gap.
@@ -129,17 +136,23 @@ class Bus:
     async def connect(self) -> None:
         """Connect; tries for ever, since a service may be started before its server."""
         await self.broker.connect()
+        self._bound_writes()
 
     async def start(self) -> None:
         """Connect, and start FastStream's handlers."""
         await self.broker.start()
+        self._bound_writes()
 
     async def stop(self) -> None:
-        """Drain and close; never waits longer than the drain's bound."""
-        if self.connected:
-            await self.broker.stop()
-        elif self.broker._connection is not None:
-            await self.client.close()
+        """Drain and close, within STOP_TIMEOUT_S."""
+        if self.broker._connection is None:
+            return
+        ending = asyncio.ensure_future(self.broker.stop() if self.connected else self.client.close())
+        _, late = await asyncio.wait({ending}, timeout=STOP_TIMEOUT_S)
+        if late:
+            log.warning("bus_not_drained")
+            self._transport().abort()
+            await asyncio.wait({ending}, timeout=DRAIN_TIMEOUT_S)
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
         """handler is called for one message after the other."""
@@ -214,8 +227,20 @@ class Bus:
 
     async def _on_reconnect(self) -> None:
         self._generation += 1
+        self._bound_writes()
         log.info("bus_reconnected", generation=self._generation)
         await _run_all(self._after_reconnect)
+
+    def _bound_writes(self) -> None:
+        with suppress(OSError):  # it is gone already, and the next one will be bounded
+            connection = self._transport().get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, WRITE_TIMEOUT_S * 1000)
+
+    def _transport(self) -> asyncio.WriteTransport:
+        """nats-py keeps its socket to itself."""
+        connection: Any = self.client._transport
+        transport: asyncio.WriteTransport = connection._io_writer.transport
+        return transport
 
 
 async def heeding_cancel(answer: Awaitable[T]) -> T:
