@@ -95,7 +95,7 @@ class ScriptedHistory:
         turn = Turn(turn_id=new_id(), session_id=new_id())
         self.turns[turn.turn_id] = turn
         subject = subjects.context("answer", model, turn.turn_id)
-        await self.client.jetstream().publish(subject, _context(turn, model, text, options))
+        await self.client.jetstream().publish(subject, queued_context(turn, model, text, options))
         return turn
 
     async def say(self, turn: Turn, word: Word | None = None) -> None:
@@ -226,7 +226,8 @@ async def _quiet(_error: Exception) -> None:
     """A broker that is restarted by the test is no news."""
 
 
-def _context(turn: Turn, model: str, text: str, options: dict[str, Any]) -> bytes:
+def queued_context(turn: Turn, model: str = MODEL, text: str = "hello", options: dict[str, Any] | None = None) -> bytes:
+    """A turn's message in the queue."""
     envelope = {
         "event_id": ids.context_event_id_of(turn.turn_id),
         "type": "context_assembled",
@@ -240,7 +241,7 @@ def _context(turn: Turn, model: str, text: str, options: dict[str, Any]) -> byte
             "model": model,
             "message_ids": [],
             "left_out": 0,
-            "options": options,
+            "options": options or {},
             "seed": ids.seed_of(turn.turn_id),
             "budget": {"tokens": 4096, "reserve": 512, "estimated": 10},
             "rendered_hash": "0" * 64,

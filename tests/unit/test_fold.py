@@ -160,7 +160,8 @@ async def test_a_checkpoint_moves_with_its_rows_or_not_at_all(on: Scene, monkeyp
         with pytest.raises(RuntimeError):
             await store.apply(rows)
         monkeypatch.undo()
-        assert store.position == 0
+        checkpoint = await store.reading.execute_fetchall("SELECT position FROM checkpoint")
+        assert (store.position, [tuple(row) for row in checkpoint]) == (0, [(0,)])
         await store.apply(rows)
         assert store.position == 10
     with closing(sqlite3.connect(on.folder / "views-1.db")) as connection:

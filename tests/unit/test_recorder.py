@@ -242,6 +242,7 @@ def test_a_small_cache_decides_as_a_large_one_does(tmp_path: Path) -> None:
         turns = [on.running(session_id)[0] for session_id in sessions]
         for turn in turns:
             assert on.say(completed(turn.session_id, str(turn.turn_id))).version == 5
+        assert len(on.recorder._states._sessions) == 1
 
 
 def test_an_event_without_a_reply_address_is_recorded_and_told_to_nobody(on: Scene) -> None:

@@ -83,6 +83,7 @@ def test_what_comes_in_order_goes_out_at_once() -> None:
 
 
 def test_everything_is_held_until_the_cursor_is_served() -> None:
+    assert feed(Relay(), event(1, "session_started", None)) == [], "of which log is not known yet"
     relay = Relay()
     assert feed(relay, event(4, "user_message_submitted"), started(5), token(1)) == []
     assert feed(relay, token(2), completed(6)) == []
@@ -117,7 +118,8 @@ def test_a_text_so_far_behind_the_client_or_of_another_attempt_is_dropped() -> N
 
 def test_a_new_attempt_starts_at_its_first_token_and_the_old_one_is_silent() -> None:
     relay = running()
-    assert feed(relay, token(1), started(3, attempt=2), token(2), token(1, attempt=2)) == ["1.1", "v3", "2.1"]
+    late = (token(1), token(2))
+    assert feed(relay, token(1), started(3, attempt=2), *late, token(1, attempt=2)) == ["1.1", "v3", "2.1"]
     assert not relay.gap
 
 
