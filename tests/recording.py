@@ -74,6 +74,7 @@ class Scene:
     last: tuple[Effect, ...] = ()
     now: str = NOW
     model: str | None = MODEL
+    room: int = 1000
     alive: Callable[[str, str], bool] = lambda turn, run: False
     sequence: int = 0
 
@@ -95,7 +96,15 @@ class Scene:
         self.open()
 
     def situation(self, catching_up: bool = False) -> Situation:
-        return Situation(self.now, catching_up, self.alive, self.model, lambda model: 4096, lambda model: model)
+        return Situation(
+            self.now,
+            catching_up,
+            self.alive,
+            self.model,
+            window_of=lambda model: 4096,
+            full_name=lambda model: model,
+            room_of=lambda model: self.room,
+        )
 
     def take(self, *arrivals: Event | Delivery, catching_up: bool = False) -> tuple[Effect, ...]:
         """One batch."""

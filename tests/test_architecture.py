@@ -49,6 +49,7 @@ PURE_STDLIB = {
     "enum",
     "functools",
     "hashlib",
+    "heapq",
     "itertools",
     "json",
     "re",

@@ -6,7 +6,6 @@ Owns the defaults of the doors' bounds, each with its reason. Must never hold a 
 from __future__ import annotations
 
 import ipaddress
-from typing import Literal
 
 from pydantic import ValidationInfo, field_validator
 
@@ -18,10 +17,7 @@ MIB = 1024 * 1024
 class GatewaySettings(SharedSettings):
     """CHATLOG_GATEWAY_*, and what all services share."""
 
-    # Before gateway_host, whose check asks for these two.
-    auth: Literal["open", "keys"] = setting(
-        "open", unit="", reason="open: one user, on loopback; keys: each user has keys, see `chatlog keys`"
-    )
+    # Before gateway_host, whose check asks for this one and auth.
     open_beyond_loopback: bool = setting(
         False, unit="", reason="without keys, in a container whose port is published on its machine's loopback only"
     )

@@ -76,7 +76,7 @@ class History:
         self.thread = LogThread()
         self.publisher = Publisher(self.bus)
         self.liveness = Liveness(time.monotonic())
-        patience = Patience(settings.no_worker_s, settings.requeue_s, settings.cancel_s, settings.turns_running or None)
+        patience = Patience(settings.no_worker_s, settings.requeue_s, settings.cancel_s)
         self.deadlines = Deadlines(patience, time.monotonic())
         self.ready = False
 
@@ -189,7 +189,7 @@ class History:
         return Bounds(
             rules=Rules(self._settings.attempts, self._settings.turns_waiting),
             context=ContextLimits(self._settings.context_messages, self._settings.context_reserve),
-            active_per_user=self._settings.turns_running or None,
+            active_per_user=self._settings.active_per_user,
         )
 
     def _situation(self) -> Situation:
@@ -202,6 +202,7 @@ class History:
             default_model=self.default_model(),
             window_of=lambda model: fixed or workers.window_of(model) or unknown,
             full_name=workers.full_name,
+            room_of=lambda model: self._settings.room_for(workers.slots_of(model)),
         )
 
     async def reasons(self) -> Sequence[Reason]:

@@ -53,8 +53,7 @@ class Batch:
         except CoreFailed as failed:
             reason = failed.reason
             self._park(delivery, event, reason, parked_id)
-        if event is not None:
-            self.starting.start_turns(event.user_id)
+        self.starting.start_turns()
         return reason
 
     def retry(self, parked_id: int) -> Retried | None:
@@ -71,7 +70,7 @@ class Batch:
         found = self._draft.working.session(turn.user_id, turn.session_id).turns.get(turn.turn_id)
         if found is not None and found.phase != "ended" and found.run == turn.run:
             self._draft.end(turn.user_id, turn.session_id, turn.turn_id, code)
-            self.starting.start_turns(turn.user_id)
+            self.starting.start_turns()
 
     def _decide(self, event: Event, delivery: Delivery) -> None:
         if not isinstance(event.data, TurnClaimed) and self._known(event, delivery):
@@ -172,7 +171,6 @@ class Batch:
             turn = self._draft.working.session(sender.user_id, sender.session_id).turns.get(sender.turn_id)
             if turn is not None and turn.phase != "ended":
                 self._draft.end(sender.user_id, sender.session_id, turn.turn_id, "event_parked")
-            self.starting.start_turns(sender.user_id)
 
     def _refuse_parked(self, delivery: Delivery, sender: Sender, event_id: str) -> None:
         """An outcome that is there stays: what was recorded under this id is not refused by what came after it."""

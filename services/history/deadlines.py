@@ -1,9 +1,8 @@
 """Step 9, history/deadlines (core): which turns have waited too long, and for what.
 
 Owns the clocks of unfinished turns: nobody could take it (it fails), it went silent (its context is queued again), its
-worker was asked to stop and does not (it is cancelled), a model has appeared (it may start). They run on monotonic
-seconds from when this process learnt of the fact, so that a jump of the wall clock ends nothing. Must never act: it
-names what is due.
+worker was asked to stop and does not (it is cancelled). They run on monotonic seconds from when this process learnt of
+the fact, so that a jump of the wall clock ends nothing. Must never act: it names what is due.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from services.history.liveness import STALL_S, Workers
-from services.history.scheduler import OpenTurn, startable
+from services.history.scheduler import OpenTurn
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +18,12 @@ class Patience:
     """no_worker_s: a turn that nobody could take so long fails. requeue_s: silence after which its context is queued
     again. cancel_s: what a worker that is asked to stop has for its own end of the turn.
 
-    active_per_user: turns beyond it wait for room, not for a worker (None: no bound). After a pause of this process
-    (or its connection) longer than STALL_S nothing is known of what happened meanwhile.
+    After a pause of this process (or its connection) longer than STALL_S nothing is known of what happened meanwhile.
     """
 
     no_worker_s: float
     requeue_s: float
     cancel_s: float
-    active_per_user: int | None = None
 
 
 @dataclass(slots=True)
@@ -36,7 +33,6 @@ class Due:
     over: list[tuple[OpenTurn, str]] = field(default_factory=list)
     cancelling: list[OpenTurn] = field(default_factory=list)
     silent: list[OpenTurn] = field(default_factory=list)
-    start: bool = False
 
 
 class Deadlines:
@@ -61,16 +57,15 @@ class Deadlines:
         self._looked_s = now_s
         self._forget_ended({turn.turn_id for turn in turns})
         due = Due()
-        without_model = _without_model(turns, self._patience.active_per_user)
-        due.start = bool(without_model) and default_model is not None
-        if default_model is None:
-            for turn in without_model:
-                self._untaken(turn, workers, now_s, due)
         for turn in turns:
             if turn.cancelling:
                 self._cancelling(turn, now_s, due)
             elif turn.active:
                 self._look_at(turn, workers, now_s, due)
+            else:
+                # Whatever else it waits for: while nobody serves its model, it waits for a worker.
+                wanted = turn.wanted or default_model
+                self._untaken(turn, wanted and workers.full_name(wanted), workers, now_s, due)
         return due
 
     def _cancelling(self, turn: OpenTurn, now_s: float, due: Due) -> None:
@@ -88,10 +83,10 @@ class Deadlines:
         if now_s - self._silent_since.setdefault(turn.turn_id, now_s) >= self._patience.requeue_s:
             self._silent_since[turn.turn_id] = now_s
             due.silent.append(turn)
-        self._untaken(turn, workers, now_s, due)
+        self._untaken(turn, turn.model, workers, now_s, due)
 
-    def _untaken(self, turn: OpenTurn, workers: Workers, now_s: float, due: Due) -> None:
-        service = workers.service_of(turn.model)
+    def _untaken(self, turn: OpenTurn, model: str | None, workers: Workers, now_s: float, due: Due) -> None:
+        service = workers.service_of(model)
         if service == "served":
             self._untaken_since.pop(turn.turn_id, None)
         elif now_s - self._untaken_since.setdefault(turn.turn_id, now_s) >= self._patience.no_worker_s:
@@ -101,11 +96,3 @@ class Deadlines:
         for clocks in (self._untaken_since, self._silent_since, self._cancelling_since):
             for turn_id in clocks.keys() - open_turn_ids:
                 del clocks[turn_id]
-
-
-def _without_model(turns: list[OpenTurn], active_per_user: int | None) -> list[OpenTurn]:
-    """Turns that could start but for a model: the first of their session, within the bound, and still waiting."""
-    by_user: dict[str, list[OpenTurn]] = {}
-    for turn in turns:
-        by_user.setdefault(turn.user_id, []).append(turn)
-    return [turn for mine in by_user.values() for turn in startable(mine, active_per_user)]

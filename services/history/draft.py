@@ -42,6 +42,12 @@ class Situation:
     default_model: str | None
     window_of: Callable[[str], int]
     full_name: Callable[[str], str]
+    room_of: Callable[[str], int]  # how many turns of a model may be dispatched and unfinished
+
+    def model_of(self, wanted: str | None) -> str | None:
+        """What a turn that wants this one (None: any) gets, under the name that workers offer it by."""
+        model = wanted or self.default_model
+        return self.full_name(model) if model is not None else None
 
     @property
     def circumstances(self) -> Circumstances:
@@ -93,6 +99,9 @@ class Draft:
             raise CoreFailed(error) from error
         for stored in self._pending:
             self.tx.append(stored)
+            if stored.event.turn_id is not None:
+                session = self.working.session(stored.event.user_id, stored.event.session_id)
+                self.working.note(session, stored.event.turn_id)
         self._pending.clear()
 
     @property
@@ -106,8 +115,6 @@ class Draft:
         evolve(session, event, position)
         stored = Stored(position, session.version, self.situation.now, event)
         self._pending.append(stored)
-        if event.turn_id is not None:
-            self.working.note(session, session.turns[event.turn_id])
         return stored
 
     def show(self, stored: Stored) -> None:

@@ -46,6 +46,10 @@ class Workers:
         windows = [offered.window for _, offered in self._offers(model) if offered.window is not None]
         return min(windows, default=None)
 
+    def slots_of(self, model: str) -> int:
+        """How many turns of this model can run at once, if its workers run nothing else."""
+        return sum(worker.slots for worker, _ in self._offers(model) if worker.server == "ok" and not worker.stopping)
+
     def service_of(self, model: str | None) -> Service:
         """Whether a worker could take a turn of this model (None: of any model)."""
         offers = [worker for worker, _ in self._offers(model)]

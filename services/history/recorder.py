@@ -15,8 +15,9 @@ from services.history.batch import Batch, Retried
 from services.history.draft import Bounds, Draft, Situation
 from services.history.effects import Effect
 from services.history.log.port import Cursor, Log
-from services.history.scheduler import OpenTurn
+from services.history.scheduler import OpenTurn, Scheduler
 from services.history.session import word_of
+from services.history.starting import Room
 from services.history.states import States, Working
 
 
@@ -36,10 +37,10 @@ class Recorder:
         self._log = log
         self._bounds = bounds
         self._new_id = new_id
-        self._states = States(cached_sessions)
+        self._cached_sessions = cached_sessions
         self._cursor = log.cursor()
+        self._loaded: States | None = self._load()
         with log.look() as tx:
-            self._states.load_open_turns(tx)
             self.position = tx.last_position()
 
     @property
@@ -56,12 +57,16 @@ class Recorder:
 
         return self._transact(after, situation, work)
 
+    def may_start(self, situation: Situation) -> bool:
+        """Whether a turn waits that there is room for."""
+        scheduler = self._states.scheduler
+        return scheduler.next(Room(situation, scheduler)) is not None
+
     def start_waiting(self, situation: Situation) -> Committed:
-        """Assemble what may start now: after catching up, and when a model has appeared."""
+        """Assemble what may start now: after catching up, and when a model or a slot has appeared."""
 
         def work(batch: Batch) -> None:
-            for user_id in list(self._states.open):
-                batch.starting.start_turns(user_id)
+            batch.starting.start_turns()
 
         return self._internally(situation, work)
 
@@ -101,23 +106,39 @@ class Recorder:
 
     def word(self, user_id: str, turn_id: str) -> Go | Stop | None:
         """The turn's word for a worker that asks."""
+        states = self._states
         with self._log.look() as tx:
             session_id = tx.session_of_turn(user_id, turn_id)
-            session = Working(self._states, tx).session(user_id, session_id) if session_id else None
+            session = Working(states, tx).session(user_id, session_id) if session_id else None
             return word_of(session, turn_id, self._bounds.rules)
 
     def open_turns(self) -> list[OpenTurn]:
-        """All unfinished turns of all users."""
-        return self._states.open_turns()
+        """All unfinished turns of all users: those that were started, then the waiting ones in fair order."""
+        return self._states.scheduler.turns()
+
+    @property
+    def _states(self) -> States:
+        """What was committed: after a rollback from the log again."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    def _load(self) -> States:
+        states = States(self._cached_sessions, Scheduler(self._bounds.active_per_user))
+        with self._log.look() as tx:
+            states.load_open_turns(tx)
+        return states
 
     def _internally(self, situation: Situation, work: Callable[[Batch], None]) -> Committed:
         return self._transact(self._cursor, situation, work)
 
     def _transact(self, after: Cursor, situation: Situation, work: Callable[[Batch], None]) -> Committed:
+        states, self._loaded = self._states, None  # whatever goes wrong from here on: the log says what is true
         with self._log.transaction(self._cursor, after) as tx:
-            draft = Draft(tx, Working(self._states, tx), self._bounds, situation, self._new_id)
+            draft = Draft(tx, Working(states, tx), self._bounds, situation, self._new_id)
             work(Batch(draft))
             position = tx.last_position()
         self._cursor = after
-        self._states.replace(draft.working)
+        states.replace(draft.working)
+        self._loaded = states
         return Committed(position, tuple(draft.effects))

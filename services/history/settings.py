@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from services.runtime.settings import SharedSettings, setting
 
+TURNS_PER_USER_WITH_KEYS = 2
+
 
 class HistorySettings(SharedSettings):
     """What an operator may change of history."""
@@ -25,8 +27,17 @@ class HistorySettings(SharedSettings):
     turns_waiting: int = setting(
         20, unit="turns per session", reason="more than anyone types while an answer runs", ge=1
     )
-    turns_running: int = setting(
-        0, unit="turns per user", reason="0: no bound, right for one user who may use all slots", ge=0
+    turns_running: int | None = setting(
+        None,
+        unit="turns per user",
+        reason="unset: 2 with keys, so that nobody takes every slot; without, one user may. 0: no bound",
+        ge=0,
+    )
+    turns_ahead: int = setting(
+        4,
+        unit="turns per model",
+        reason="queued beyond its slots, or half as many as them: no worker waits for history",
+        ge=1,
     )
     batch_events: int = setting(256, unit="events", reason="one fsync for all of them; larger gains nothing", ge=1)
     cached_sessions: int = setting(1000, unit="sessions", reason="folded states kept; about 10 KB each", ge=1)
@@ -49,3 +60,14 @@ class HistorySettings(SharedSettings):
     accept_gap: bool = setting(
         False, unit="", reason="an operator's word that the log may go on without events that are gone"
     )
+
+    @property
+    def active_per_user(self) -> int | None:
+        """Turns of one user that may be active at once; None: no bound."""
+        if self.turns_running is None:
+            return TURNS_PER_USER_WITH_KEYS if self.auth == "keys" else None
+        return self.turns_running or None
+
+    def room_for(self, slots: int) -> int:
+        """Turns of a model that may be dispatched at once: its slots, and so many that none idles meanwhile."""
+        return slots + max(self.turns_ahead, slots // 2)

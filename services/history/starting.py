@@ -12,9 +12,9 @@ from contracts.envelope import Event
 from contracts.events import AnswerCancelled, AnswerCompleted, ContextAssembled, UserMessageSubmitted
 from contracts.turns import encode_context
 from services.history.context import Plan, choose, context_data, render
-from services.history.draft import CoreFailed, Draft
+from services.history.draft import CoreFailed, Draft, Situation
 from services.history.effects import Queue
-from services.history.scheduler import OpenTurn, startable
+from services.history.scheduler import OpenTurn, Scheduler
 from services.history.session import Session, Turn
 
 log = structlog.get_logger(__name__)
@@ -23,19 +23,37 @@ log = structlog.get_logger(__name__)
 UNKNOWN_MODEL = "unknown"
 
 
+class Room:
+    """Whether a turn that wants this model may be dispatched now: it is there, or known, and few enough are."""
+
+    def __init__(self, situation: Situation, scheduler: Scheduler) -> None:
+        self._situation = situation
+        self._scheduler = scheduler
+        self._models: dict[str | None, str | None] = {}
+
+    def __call__(self, wanted: str | None) -> bool:
+        model = self.model_of(wanted)
+        return model is not None and self._scheduler.active_of(model) < self._situation.room_of(model)
+
+    def model_of(self, wanted: str | None) -> str | None:
+        if wanted not in self._models:
+            self._models[wanted] = self._situation.model_of(wanted)
+        return self._models[wanted]
+
+
 class Starting:
     """The turns that start in one transaction."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
+        self._room = Room(draft.situation, draft.working.scheduler)
 
-    def start_turns(self, user_id: str) -> None:
-        """Assemble the contexts of the user's turns that may start now."""
-        again = not self._draft.situation.catching_up
-        while again:
-            # A turn that could not start has ended, which makes room for the next.
-            may_start = startable(self._draft.working.open_turns(user_id), self._draft.bounds.active_per_user)
-            again = not all(self._start(turn) for turn in may_start)
+    def start_turns(self) -> None:
+        """Assemble the contexts of the turns that may start now, one after the other until there is no room."""
+        if self._draft.situation.catching_up:
+            return
+        while (turn := self._draft.working.scheduler.next(self._room)) is not None:
+            self._start(turn)
 
     def queue_again(self, open_turn: OpenTurn) -> None:
         """The message that the queue was given first, byte for byte, from the log."""
@@ -55,15 +73,15 @@ class Starting:
         """A restored log meets a claim or an answer of a turn whose context it never assembled."""
         turn = session.turns[str(event.turn_id)]
         said = event.data.model if isinstance(event.data, AnswerCompleted) else None
-        self._assemble(session, turn, said or self._model_of(session, turn) or UNKNOWN_MODEL)
+        wanted = turn.asked_model or session.model
+        self._assemble(session, turn, said or self._draft.situation.model_of(wanted) or UNKNOWN_MODEL)
 
-    def _start(self, waiting: OpenTurn) -> bool:
-        """Whether the turn is as it should be; one on which the pure code raises ends."""
+    def _start(self, waiting: OpenTurn) -> None:
+        """Afterwards the turn is active; or it has ended, where the pure code raises on it."""
         session = self._draft.working.session(waiting.user_id, waiting.session_id)
         turn = session.turns[waiting.turn_id]
-        model = self._model_of(session, turn)
-        if model is None:
-            return True
+        model = self._room.model_of(waiting.wanted)
+        assert model is not None, "without one there was no room"
         try:
             with self._draft.whole():
                 payload = self._assemble(session, turn, model)
@@ -71,8 +89,6 @@ class Starting:
         except CoreFailed as failed:
             log.error("turn_not_assembled", turn_id=waiting.turn_id, reason=failed.reason, exc_info=failed)
             self._draft.end(waiting.user_id, waiting.session_id, waiting.turn_id, "event_parked")
-            return False
-        return True
 
     def _assemble(self, session: Session, turn: Turn, model: str) -> bytes:
         """Record the turn's context_assembled; the returned bytes are its message in the queue."""
@@ -83,11 +99,6 @@ class Starting:
         event = draft.own_event(session, turn, "context_assembled", data, turn.event_id)
         draft.show(draft.append(session, event))
         return encode_context(event.body, rendered)
-
-    def _model_of(self, session: Session, turn: Turn) -> str | None:
-        """The send's, else the session's, else the default, under the name that workers offer it by."""
-        model = turn.asked_model or session.model or self._draft.situation.default_model
-        return self._draft.situation.full_name(model) if model is not None else None
 
     def _texts(self, plan: Plan) -> dict[int, str]:
         events = self._draft.tx.events_at([message.position for message in plan.messages])

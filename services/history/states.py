@@ -1,8 +1,9 @@
 """Step 8, history/states: the sessions and unfinished turns that the write side keeps at hand.
 
-Owns the cache of folded sessions (bounded, least recently used goes first) and the index of unfinished turns. A batch
-works on copies (Working), which replace what is cached after its commit; on a rollback they are dropped. Must never
-change a cached state in place.
+Owns the cache of folded sessions (bounded, least recently used goes first) and the scheduler that knows the unfinished
+turns. A batch works on copies of sessions (Working), which replace what is cached after its commit. The scheduler moves
+on with the batch, for the batch starts turns: after a rollback all of this is dropped and loaded anew. Must never
+change a cached session in place.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from services.history.log.port import Transaction
-from services.history.scheduler import OpenTurn
-from services.history.session import Session, Turn, evolve
+from services.history.scheduler import OpenTurn, Scheduler
+from services.history.session import Session, evolve
 
 Key = tuple[str, str]  # (user_id, session_id): a foreign session is simply an unknown one
 
@@ -19,24 +20,25 @@ Key = tuple[str, str]  # (user_id, session_id): a foreign session is simply an u
 class States:
     """What was committed, as far as it is kept in memory."""
 
-    def __init__(self, cached_sessions: int) -> None:
+    def __init__(self, cached_sessions: int, scheduler: Scheduler) -> None:
         self._cached_sessions = cached_sessions
         self._sessions: OrderedDict[Key, Session] = OrderedDict()
-        self.open: dict[str, dict[str, OpenTurn]] = {}
+        self.scheduler = scheduler
 
     def load_open_turns(self, tx: Transaction) -> None:
-        """At start: find the unfinished turns, and fold their sessions for what the turns are at."""
+        """At start: find the unfinished turns, fold their sessions for what the turns are at, and whose turn it is."""
         working = Working(self, tx)
-        for turn in tx.open_turns():
-            session = working.session(turn.user_id, turn.session_id)
-            working.note(session, session.turns[turn.turn_id])
+        opened = tx.open_turns()
+        for user_id, session_id, turn_id in opened:
+            session = working.session(user_id, session_id)
+            working.note(session, turn_id)
         self.replace(working)
+        oldest = min((turn.position for turn in self.scheduler.turns()), default=0)
+        for user_id, position in tx.last_contexts(oldest) if opened else ():
+            self.scheduler.served(user_id, position)
 
     def session(self, key: Key) -> Session | None:
         return self._sessions.get(key)
-
-    def open_turns(self) -> list[OpenTurn]:
-        return [turn for turns in self.open.values() for turn in turns.values()]
 
     def replace(self, working: Working) -> None:
         """Take over what a committed batch made of its copies."""
@@ -45,11 +47,6 @@ class States:
             self._sessions.move_to_end(key)
         while len(self._sessions) > self._cached_sessions:
             self._sessions.popitem(last=False)
-        for user_id, turns in working.open.items():
-            if turns:
-                self.open[user_id] = turns
-            else:
-                self.open.pop(user_id, None)
 
 
 class Working:
@@ -59,7 +56,7 @@ class Working:
         self._states = states
         self._tx = tx
         self.sessions: dict[Key, Session] = {}
-        self.open: dict[str, dict[str, OpenTurn]] = {}
+        self.scheduler = states.scheduler
 
     def session(self, user_id: str, session_id: str) -> Session:
         """The session as it is in this transaction; version 0 where there is none."""
@@ -71,40 +68,30 @@ class Working:
             self.sessions[key] = found
         return found
 
-    def open_turns(self, user_id: str) -> list[OpenTurn]:
-        return list(self._turns_of(user_id).values())
-
-    def note(self, session: Session, turn: Turn) -> None:
-        """The turn has moved: keep the index of unfinished turns in step."""
-        turns = self._turns_of(session.user_id)
-        if turn.phase == "ended":
-            turns.pop(turn.turn_id, None)
-            return
-        turns[turn.turn_id] = OpenTurn(
+    def note(self, session: Session, turn_id: str) -> None:
+        """The turn has moved, by events that stay in this transaction: the scheduler is to know."""
+        turn = session.turns[turn_id]
+        moved = OpenTurn(
             user_id=session.user_id,
             session_id=session.session_id,
-            turn_id=turn.turn_id,
+            turn_id=turn_id,
             position=turn.position,
             active=turn.phase != "waiting",
+            wanted=turn.asked_model or session.model,
             model=turn.model,
+            context_position=turn.context_position,
             run=turn.run,
             attempt=turn.attempt,
             cancelling=turn.cancelling,
         )
+        if turn.phase == "ended":
+            self.scheduler.end(moved)
+        else:
+            self.scheduler.put(moved)
 
     def reload(self, user_id: str, session_id: str) -> None:
         """Forget what an event that raised may have left half done; the transaction's rows tell what is true."""
-        self.sessions[(user_id, session_id)] = session = self._fold((user_id, session_id))
-        turns = self._turns_of(user_id)
-        for turn_id in [t.turn_id for t in turns.values() if t.session_id == session_id]:
-            del turns[turn_id]
-        for turn in session.open_turns():
-            self.note(session, turn)
-
-    def _turns_of(self, user_id: str) -> dict[str, OpenTurn]:
-        if user_id not in self.open:
-            self.open[user_id] = dict(self._states.open.get(user_id, {}))
-        return self.open[user_id]
+        self.sessions[(user_id, session_id)] = self._fold((user_id, session_id))
 
     def _fold(self, key: Key) -> Session:
         session = Session(*key)

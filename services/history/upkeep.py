@@ -58,8 +58,7 @@ class Upkeep:
                 await self._writer.end_turns(due.over)
             if due.silent:
                 await self._writer.requeue(due.silent)
-            if due.start:
-                await self._writer.start_waiting()
+            await self._writer.start_waiting()
 
     async def tell_load(self, intake_max_bytes: int) -> None:
         """Say every second how full it is, for ever: gateways refuse by it before it is too late."""

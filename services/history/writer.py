@@ -78,8 +78,10 @@ class Writer:
         await self._commit(lambda: self._recorder.record(deliveries, after, situation))
 
     async def start_waiting(self) -> None:
+        """Start what waits, if there is room by now: it costs a sync only then."""
         situation = self._situation()
-        await self._commit(lambda: self._recorder.start_waiting(situation))
+        if await self._thread.run(lambda: self._recorder.may_start(situation)):
+            await self._commit(lambda: self._recorder.start_waiting(situation))
 
     async def end_turns(self, turns: list[tuple[OpenTurn, str]]) -> None:
         situation = self._situation()

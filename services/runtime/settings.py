@@ -92,6 +92,9 @@ class SharedSettings(Settings):
     context_max_bytes: int = setting(
         streams.CONTEXT_MAX_BYTES, unit="bytes", reason="holds the contexts of all dispatched turns, with texts", ge=1
     )
+    auth: Literal["open", "keys"] = setting(
+        "open", unit="", reason="open: one user, on loopback; keys: each user has keys, see `chatlog keys`"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", unit="", reason="ids of what happened, never texts", choices="debug, info, warning, error"
     )

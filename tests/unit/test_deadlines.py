@@ -31,14 +31,14 @@ def workers(server: str = "ok", runs: frozenset[tuple[str, str]] = frozenset()) 
 
 
 def watch(
-    turn: OpenTurn, seconds: int, known: Workers = NOBODY, model: str | None = None, patience: Patience = PATIENCE
+    turn: OpenTurn, seconds: int, known: Workers = NOBODY, model: str | None = None
 ) -> tuple[Deadlines, list[tuple[int, Due]]]:
     """A look every second; what was due, and when."""
-    deadlines = Deadlines(patience, 0)
+    deadlines = Deadlines(PATIENCE, 0)
     found = []
     for second in range(seconds + 1):
         due = deadlines.look(second, [turn], known, model)
-        if due.over or due.silent or due.start:
+        if due.over or due.silent:
             found.append((second, due))
     return deadlines, found
 
@@ -76,24 +76,22 @@ def test_a_worker_that_comes_and_goes_starts_the_time_again() -> None:
     assert failed[0] == 222
 
 
-def test_a_turn_without_a_model_starts_with_the_first_or_fails() -> None:
-    _, found = watch(WAITING, 120)
-    assert [(at, due.over) for at, due in found] == [(120, [(WAITING, "no_worker")])]
-    _, found = watch(WAITING, 0, workers(), "m")
-    assert [due.start for _, due in found] == [True]
+def test_a_turn_that_waits_in_history_fails_when_nobody_serves_its_model() -> None:
+    """Whatever else it waits for: behind its session's turn, its user's bound, or for want of room."""
+    elsewhere = replace(WAITING, wanted="other")
+    for turn, known, model, code in (
+        (WAITING, NOBODY, None, "no_worker"),
+        (WAITING, NOBODY, "m", "no_worker"),
+        (elsewhere, workers(), "m", "no_worker"),
+        (elsewhere, workers("model_unreachable"), "m", "model_unreachable"),
+    ):
+        _, found = watch(turn, 120, known, model)
+        assert [(at, due.over) for at, due in found] == [(120, [(turn, code)])]
 
 
-def test_a_turn_that_waits_for_room_is_neither_started_nor_failed() -> None:
-    """Behind its session's active turn, or behind the user's bound."""
-    bound = replace(PATIENCE, active_per_user=1)
-    alive = workers(runs=frozenset({("t", "r")}))
-    for behind, patience in ((replace(WAITING, turn_id="t2", position=2), PATIENCE),
-                             (replace(WAITING, turn_id="t2", position=2, session_id="s2"), bound)):  # fmt: skip
-        for known, model in ((alive, "m"), (alive, None)):
-            deadlines = Deadlines(patience, 0)
-            for second in range(200):
-                due = deadlines.look(second, [RUNNING, behind], known, model)
-                assert due == Due()
+def test_a_turn_that_waits_in_history_while_its_model_is_served_only_waits() -> None:
+    for turn, model in ((WAITING, "m"), (WAITING, None), (replace(WAITING, wanted="m"), None)):
+        assert watch(turn, 500, workers(), model)[1] == []
 
 
 def test_a_worker_is_told_to_stop_at_every_look_and_after_its_time_the_turn_is_over() -> None:

@@ -208,6 +208,7 @@ def test_copies_are_dropped_on_a_rollback(on: Scene, monkeypatch: pytest.MonkeyP
     assert on.recorder.open_turns() == []
     outcome = on.say(said)
     assert (outcome.code, outcome.version) == (None, 2)
+    assert [turn.turn_id for turn in on.recorder.open_turns()] == [said.turn_id], "and each turn is there once"
 
 
 def test_copies_replace_what_is_cached_only_after_the_commit(on: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

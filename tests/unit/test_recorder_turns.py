@@ -49,6 +49,36 @@ def test_a_bound_of_active_turns_per_user(tmp_path: Path) -> None:
         assert [queued.turn_id for queued in on.of(Queue)] == [turns[2].turn_id]
 
 
+def test_users_are_served_in_turn_and_a_restart_keeps_whose_turn_it_is(on: Scene) -> None:
+    on.room = 1
+    sessions = [begin(on, "greedy") for _ in range(4)]
+    many = [message(session_id, user_id="greedy") for session_id in sessions]
+    one = message(begin(on, "modest"), user_id="modest")
+    on.take(*many, one)
+    queued = [only(on.of(Queue)).turn_id]
+    for _ in range(4):
+        [turn] = [turn for turn in on.recorder.open_turns() if turn.active]
+        on.end([(turn, "no_worker")])
+        queued.append(only(on.of(Queue)).turn_id)
+        before = on.recorder.open_turns()
+        on.reopen()
+        assert on.recorder.open_turns() == before
+    assert queued == [turn.turn_id for turn in (many[0], many[1], one, *many[2:])], "the second came before hers"
+
+
+def test_what_waits_for_room_starts_when_there_is_some(on: Scene) -> None:
+    on.room = 0
+    turns = [message(begin(on)) for _ in range(3)]
+    on.take(*turns)
+    assert on.of(Queue) == []
+    assert not on.recorder.may_start(on.situation())
+    on.room = 2
+    assert on.recorder.may_start(on.situation())
+    on.start_waiting()
+    assert [queued.turn_id for queued in on.of(Queue)] == [turn.turn_id for turn in turns[:2]]
+    assert not on.recorder.may_start(on.situation())
+
+
 def test_frames_before_go(on: Scene) -> None:
     session_id = begin(on)
     said = message(session_id)

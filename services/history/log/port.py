@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from contracts.envelope import Event
-from services.history.scheduler import OpenTurn
 
 FIRST_HASH = bytes(32)
 
@@ -112,8 +111,12 @@ class Transaction(Protocol):
 
     def session_of_turn(self, user_id: str, turn_id: str) -> str | None: ...
 
-    def open_turns(self, user_id: str | None = None) -> list[OpenTurn]:
-        """All unfinished turns, or those of one user, in the order of their messages."""
+    def open_turns(self) -> list[tuple[str, str, str]]:
+        """(user_id, session_id, turn_id) of all unfinished turns, in the order of their messages."""
+        ...
+
+    def last_contexts(self, after: int) -> list[tuple[str, int]]:
+        """(user_id, position) of the last context_assembled of each user who has one after this position."""
         ...
 
 

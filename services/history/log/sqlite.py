@@ -31,7 +31,6 @@ from services.history.log.port import (
     Transaction,
     chain_hash,
 )
-from services.history.scheduler import OpenTurn
 
 SCHEMA_VERSION = 1
 # A backup or an operator's look may hold the file for a moment; longer is an error that someone should see.
@@ -216,9 +215,15 @@ class SqliteTransaction:
         )
         return rows[0][0] if rows else None
 
-    def open_turns(self, user_id: str | None = None) -> list[OpenTurn]:
-        rows = self._all(OPEN_TURNS_SQL, {"user_id": user_id})
-        return [OpenTurn(user, session, turn, position, bool(active)) for user, session, turn, position, active in rows]
+    def open_turns(self) -> list[tuple[str, str, str]]:
+        return self._all(OPEN_TURNS_SQL)
+
+    def last_contexts(self, after: int) -> list[tuple[str, int]]:
+        return self._all(
+            "SELECT user_id, max(position) FROM events WHERE type = 'context_assembled' AND position > ?"
+            " GROUP BY user_id",
+            (after,),
+        )
 
     def _all(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> list[Any]:
         with _as_log_error():
@@ -226,12 +231,9 @@ class SqliteTransaction:
 
 
 OPEN_TURNS_SQL = """
-    SELECT opened.user_id, opened.session_id, opened.turn_id, opened.position,
-           EXISTS (SELECT 1 FROM events AS context
-                   WHERE context.user_id = opened.user_id AND context.session_id = opened.session_id
-                     AND context.turn_id = opened.turn_id AND context.type = 'context_assembled')
+    SELECT opened.user_id, opened.session_id, opened.turn_id
     FROM events AS opened INDEXED BY turns_opened
-    WHERE opened.type = 'user_message_submitted' AND (:user_id IS NULL OR opened.user_id = :user_id)
+    WHERE opened.type = 'user_message_submitted'
       AND NOT EXISTS (SELECT 1 FROM events AS ended
                       WHERE ended.user_id = opened.user_id AND ended.turn_id = opened.turn_id
                         AND ended.type IN ('answer_completed', 'answer_failed', 'answer_cancelled'))
