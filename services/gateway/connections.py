@@ -7,6 +7,7 @@ Must never wait for one longer than the drain's bound.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,6 +17,13 @@ from services.gateway.auth import Caller
 SWEEP_EVERY_S = 0.5
 # How long the goodbye to a client whose key is no longer valid may take to be written.
 EXPEL_S = 1.0
+# Clients of a stream or socket that is ended come back spread over so long, so that the next gateway is not stormed.
+RETRY_MS = (200, 3000)
+
+
+def retry_ms() -> int:
+    """When one client is to come back."""
+    return random.randint(*RETRY_MS)
 
 
 class Connection(Protocol):

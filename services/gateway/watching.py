@@ -11,7 +11,9 @@ import json
 from typing import Any
 
 from services.gateway.attach import ResyncReason, Watch
+from services.gateway.auth import Caller
 from services.gateway.feeds import Feeds
+from services.gateway.intake import Refused
 from services.gateway.queries import HistoryAway
 from services.gateway.relay import Step
 
@@ -36,9 +38,11 @@ async def attach_within(feeds: Feeds, watch: Watch, patience_s: float) -> None:
 
 
 class AnswerViewer:
-    """Waits for the terminal event of one turn and drops everything else."""
+    """Waits for the terminal event of one turn and drops everything else. Raises HistoryAway where it cannot come here
+    any more, and Refused where the key is no longer valid."""
 
-    def __init__(self) -> None:
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
         self.turn_id: str | None = None
         self.terminal: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
@@ -50,8 +54,18 @@ class AnswerViewer:
         """Nobody is to be told."""
 
     def resync(self, _watch: Watch, reason: ResyncReason) -> None:
-        if not self.terminal.done():
-            self.terminal.set_exception(HistoryAway(f"another log: {reason}"))
+        self._fail(HistoryAway(f"another log: {reason}"))
 
     async def drained(self) -> bool:
         return True
+
+    async def drain(self) -> None:
+        """The answer goes on without this gateway: its client is told where to ask for it."""
+        self._fail(HistoryAway("this gateway goes"))
+
+    def expel(self) -> None:
+        self._fail(Refused("unauthorized"))
+
+    def _fail(self, error: Exception) -> None:
+        if not self.terminal.done():
+            self.terminal.set_exception(error)

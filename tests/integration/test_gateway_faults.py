@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.brokers import broker
-from tests.gateway_roads import MODEL, gateway_road
+from tests.gateway_roads import MODEL, GatewayRoad, gateway_road
 from tests.gateways import gateway, sse_events
 from tests.polling import eventually
 from tests.services import ROOT
@@ -164,17 +166,33 @@ async def test_a_drain_ends_each_stream_with_a_word(tmp_path: Path) -> None:
             asyncio.create_task(_read(whole.gateway, "GET", f"/v1/sessions/{session}/events", None)),
             asyncio.create_task(_read(whole.gateway, "POST", f"/v1/sessions/{session}/messages", {"text": "hi"})),
         ]
+        waiting = asyncio.create_task(_wait_for_answer(whole, session))
         async with whole.gateway.socket() as socket:
             await socket.attach(session)
             await socket.until(lambda: len(socket.of("token")) > 3, "the answer runs")
+            await socket.until(lambda: len(socket.events("user_message_submitted")) == 2, "the other one waits")
             assert await whole.gateway.process.stop() == 0
             await socket.until(lambda: socket.closed, "closed")
             assert socket.closed is not None
             assert socket.closed[0] == 1012
             assert socket.closed[1].startswith("retry_ms=")
             assert socket.frames[-1] == {"type": "error", "code": "stream_cut"}
+        retries = set()
         for text in await asyncio.gather(*streams):
             assert [frame for _, frame in sse_events(text)][-1] == {"type": "error", "code": "stream_cut"}
+            [goodbye] = text.split("\n\n")[-2:-1]
+            retry, payload = goodbye.split("\n")
+            assert payload.startswith("data: "), "a block without data is an event to some clients"
+            retries.add(int(retry.removeprefix("retry: ")))
+        assert all(200 <= retry_ms <= 3000 for retry_ms in retries)
+        held = await waiting
+        assert (held.status_code, held.json()["status"]) == (202, "accepted")
+        assert held.headers["location"].startswith(f"/v1/sessions/{session}/turns/")
+
+
+async def _wait_for_answer(whole: GatewayRoad, session: str) -> httpx.Response:
+    async with whole.http() as client:
+        return await client.post(f"/v1/sessions/{session}/messages?wait=answer", json={"text": "also"})
 
 
 async def _read(each: Any, method: str, path: str, body: dict[str, Any] | None) -> str:

@@ -7,6 +7,7 @@ import pytest
 from contracts.frames import Cursor
 from contracts.queries import EventsReply
 from services.gateway.attach import ResyncReason, Watch
+from services.gateway.auth import LOCAL
 from services.gateway.watching import AnswerViewer
 
 
@@ -24,7 +25,7 @@ from services.gateway.watching import AnswerViewer
 async def test_a_cursor_of_another_or_of_a_shorter_log_is_not_served(
     after: Cursor | None, reason: ResyncReason | None
 ) -> None:
-    watch = Watch("local", "session", AnswerViewer())
+    watch = Watch("local", "session", AnswerViewer(LOCAL))
     watch.start(after)
     reply = EventsReply("e1", 5, more=False, running_turn_id=None, running_attempt=0, frames=())
     assert watch.misses(reply, watch.version) == reason

@@ -28,7 +28,7 @@ async def follow_session(
     session: str,
     user_id: CurrentUser,
     parts: Gateway,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: Annotated[str | None, Query(max_length=100, description="a cursor: epoch.version[.attempt.index]")] = None,
 ) -> Response:
     """Everything of a session after a cursor, then live. Last-Event-ID, which a browser sends by itself, comes before
     ?after=. 204 tells a browser to stop: it has everything, and nothing runs or waits."""

@@ -67,9 +67,12 @@ async def send_message(
         if stream:
             return await _streamed(parts, user_id, session_id, key, given)
         if wait is not None:
-            answer = await _with_answer(parts, user_id, session_id, key, given)
-            parts.auth.check(request.scope["caller"], "chat")  # it may have been revoked half an hour ago
-            return answer
+            viewer = AnswerViewer(request.scope["caller"])
+            parts.connections.add(viewer)
+            try:
+                return await _with_answer(parts, viewer, await parts.sends.message(user_id, session_id, key, given))
+            finally:
+                parts.connections.discard(viewer)
         sent = await parts.sends.message(user_id, session_id, key, given)
         outcome = await sent.outcome_within(parts.settings.gateway_outcome_s)
         return accepted(sent) if outcome is None else _recorded(sent, outcome)
@@ -83,15 +86,16 @@ def _recorded(sent: Sent, outcome: OutcomeMessage, **more: Any) -> Response:
     return JSONResponse(recorded(sent, outcome) | more, status_code=201)
 
 
-async def _with_answer(parts: Parts, user_id: str, session_id: str, key: str, given: dict[str, Any]) -> Response:
+async def _with_answer(parts: Parts, viewer: AnswerViewer, sent: Sent) -> Response:
     """Hold until the terminal event, within the longest time that a turn may take."""
-    viewer = AnswerViewer()
-    watch = Watch(user_id, session_id, viewer)
-    sent = await parts.sends.message(user_id, session_id, key, given)
+    watch = Watch(sent.event.user_id, sent.event.session_id, viewer)
     viewer.turn_id = sent.event.turn_id
     try:
         async with asyncio.timeout(parts.settings.gateway_answer_s):
-            await asyncio.wait({sent.outcome})
+            either: list[asyncio.Future[Any]] = [sent.outcome, viewer.terminal]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if viewer.terminal.done():
+                viewer.terminal.result()  # nothing is watched yet, so this is why it cannot come
             outcome = sent.outcome.result()
             if not outcome.recorded:
                 raise refusal_of(outcome)

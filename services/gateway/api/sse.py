@@ -19,7 +19,7 @@ from contracts.frames import Attached, ErrorFrame, Resync, ServerFrame, encode
 from services.gateway.api.requests import EVENT_STREAM
 from services.gateway.attach import ResyncReason, Watch
 from services.gateway.auth import LOCAL
-from services.gateway.connections import EXPEL_S
+from services.gateway.connections import EXPEL_S, retry_ms
 from services.gateway.intake import Refused
 from services.gateway.outbox import Outbox
 from services.gateway.parts import Parts
@@ -180,9 +180,12 @@ class EventStream(Response):
         self._end(last)
 
     def _end(self, last: list[ServerFrame]) -> None:
-        """End with these frames; a stream that ends already keeps its own end."""
+        """End with these frames, and say when to come back; a stream that ends already keeps its own end."""
         if not self._over.is_set():
-            self._last = [_event(encode(frame).decode(), None) for frame in last]
+            events = [_event(encode(frame).decode(), None) for frame in last]
+            # With a frame that has data: a block without any is an empty event to some clients.
+            events[-1] = b"retry: %d\n" % retry_ms() + events[-1]
+            self._last = events
             self._over.set()
 
 

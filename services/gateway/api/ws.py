@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
@@ -24,7 +23,7 @@ from services.gateway.api.problems import of_refusal, problem
 from services.gateway.attach import ResyncReason, Watch
 from services.gateway.auth import Caller
 from services.gateway.bus import Sent
-from services.gateway.connections import EXPEL_S
+from services.gateway.connections import EXPEL_S, retry_ms
 from services.gateway.intake import Refused
 from services.gateway.outbox import Outbox
 from services.gateway.parts import Parts
@@ -49,8 +48,6 @@ ATTACH_PATIENCE_S = 5.0
 # Answers of ours that may wait before the next frame of a client is read: pings beyond it wait in the client's socket.
 UNWRITTEN_BEFORE_READING = 100
 GOODBYE_S = 5.0
-# A drained gateway's clients come back spread over so long, so that the next one is not stormed.
-RETRY_MS = (200, 3000)
 
 
 class WebSocketDoor:
@@ -155,8 +152,7 @@ class Socket:
 
     async def drain(self) -> None:
         """P5: answers in flight must not look finished; the client comes back, to another gateway or to the next."""
-        reason = f"retry_ms={random.randint(*RETRY_MS)}"
-        self._end([frames.ErrorFrame(code="stream_cut")], CLOSE_RESTART, reason)
+        self._end([frames.ErrorFrame(code="stream_cut")], CLOSE_RESTART, f"retry_ms={retry_ms()}")
         await self._closed.wait()
 
     def expel(self) -> None:
