@@ -47,7 +47,7 @@ async def main(settings: GatewaySettings, lifecycle: Lifecycle) -> None:
     history = History(bus)
     feeds = Feeds(bus, history, settings.gateway_quiet_s)
     heard = Heard(bus)
-    intake = Intake(bus, history)
+    intake = Intake(bus, history, feeds.expect)
     broker = BrokerHealth(bus, system, streams.declared(settings.intake_max_bytes, settings.context_max_bytes))
     keys = KeyRing(bus, lifecycle.fail)
     parts = Parts(
@@ -63,8 +63,10 @@ async def main(settings: GatewaySettings, lifecycle: Lifecycle) -> None:
     await feeds.start()
     await heard.start()
     await intake.start()
+    silence = lifecycle.supervise(bus.watch_silence(), "silence")
     async with _keys_followed(parts, keys, lifecycle):
         await _serve(parts, listening, lifecycle)
+    await cancel_all({silence})
     await feeds.stop()
     await intake.stop()
     await system.stop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -35,6 +36,9 @@ FOLLOW_S = 30 * 60.0
 # Outcomes that are followed at once, over all sessions: each is a task of a few KiB.
 FOLLOWED = 10_000
 
+# Told of each event that was recorded: user, session, version.
+OnRecorded = Callable[[str, str, int], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -54,9 +58,10 @@ class Sent:
 class Intake:
     """Publishes events and hears their outcomes."""
 
-    def __init__(self, bus: Bus, history: History) -> None:
+    def __init__(self, bus: Bus, history: History, on_recorded: OnRecorded) -> None:
         self._bus = bus
         self._history = history
+        self._on_recorded = on_recorded
         self._inbox = f"_INBOX.gateway.{secrets.token_hex(8)}"
         self._numbers = 0
         self._awaited: dict[str, asyncio.Future[OutcomeMessage]] = {}
@@ -118,6 +123,8 @@ class Intake:
         finally:
             self._let_go(event, reply_to)
         self._history.saw(event.user_id, outcome.position)
+        if outcome.version is not None:
+            self._on_recorded(event.user_id, event.session_id, outcome.version)
         return outcome
 
     async def _await_or_ask(self, event: Event, reply: asyncio.Future[OutcomeMessage]) -> OutcomeMessage:

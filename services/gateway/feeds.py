@@ -2,7 +2,8 @@
 
 Owns the subscriptions (ref-counted), the way of a frame to every watcher, and the one question that is asked again: on
 a gap, after our own reconnect, on dropped frames, on history's hello, and after 15 s without a frame while a turn is
-unfinished. One ask per session at a time. Must never hold a timer or a task for a session where nothing happens.
+unfinished or a recorded version has not come; then the subscription is made again too, since a server that lost it says
+nothing. One ask per session at a time. Must never hold a timer or a task for a session where nothing happens.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ LONGEST_PAUSE_S = 2.0
 class Channel:
     """One session's feed in this gateway: its watchers, and what is asked for them."""
 
-    def __init__(self, history: History, user_id: str, session_id: str, quiet_s: float) -> None:
+    def __init__(self, feeds: Feeds, user_id: str, session_id: str) -> None:
         self.user_id = user_id
         self.session_id = session_id
         self.watches: list[Watch] = []
-        self.subscription: asyncio.Future[Subscription] | None = None
-        self._history = history
-        self._quiet_s = quiet_s
+        self.subscription = feeds.subscribe(self)
+        self._feeds = feeds
+        self._history = feeds.history
+        self._quiet_s = feeds.quiet_s
         self._heard_at = 0.0
+        self._expected = 0
         self._quiet_timer: asyncio.TimerHandle | None = None
         self._asking: asyncio.Task[None] | None = None
         self._wanted = False
@@ -71,8 +74,13 @@ class Channel:
         """Turns that some watcher has seen begin and none has seen end."""
         return {turn for watch in self.watches for turn in watch.relay.open_turns}
 
+    def expect(self, version: int) -> None:
+        """History has recorded this version: it must come."""
+        self._expected = max(self._expected, version)
+        self.watch_quiet()
+
     def watch_quiet(self) -> None:
-        """Look again in 15 s: whether a turn is unfinished and nothing was heard of it."""
+        """Look again in 15 s: whether something is to come and nothing was heard."""
         if self._quiet_timer is None:
             self._quiet_timer = asyncio.get_running_loop().call_later(self._quiet_s, self._on_quiet)
 
@@ -90,7 +98,7 @@ class Channel:
 
     def _on_quiet(self) -> None:
         self._quiet_timer = None
-        if not self.open_turns:
+        if not self.open_turns and all(watch.version >= self._expected for watch in self._live()):
             return
         loop = asyncio.get_running_loop()
         left = self._heard_at + self._quiet_s - loop.time()
@@ -98,6 +106,7 @@ class Channel:
             self._quiet_timer = loop.call_later(left, self._on_quiet)
             return
         self._heard_at = loop.time()
+        self._feeds.renew(self)
         self.ask_again()
         self.watch_quiet()
 
@@ -135,15 +144,15 @@ class Feeds:
 
     def __init__(self, bus: Bus, history: History, quiet_s: float = QUIET_S) -> None:
         self._bus = bus
-        self._history = history
-        self._quiet_s = quiet_s
+        self.history = history
+        self.quiet_s = quiet_s
         self._channels: dict[tuple[str, str], Channel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         self._bus.after_reconnect(self.ask_all)
         self._bus.after_drop(self.ask_all)
-        await self._bus.subscribe(subjects.HELLO, self._on_hello)
+        await self._bus.subscribe_repeated(subjects.HELLO, self._on_hello)
 
     async def ask_all(self) -> None:
         """Something may have been missed anywhere."""
@@ -159,16 +168,13 @@ class Feeds:
         key = watch.user_id, watch.session_id
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = Channel(self._history, *key, self._quiet_s)
-            subject = subjects.session_feed(*key)
-            channel.subscription = asyncio.ensure_future(self._bus.subscribe(subject, channel.on_message))
+            channel = self._channels[key] = Channel(self, *key)
         channel.watches.append(watch)
-        assert channel.subscription is not None
         await asyncio.shield(channel.subscription)
 
     async def attach(self, watch: Watch) -> None:
         """Bring a joined and started watch up to date; it is live from then on. Raises HistoryAway, Refused."""
-        await catch_up(self._history, [watch])
+        await catch_up(self.history, [watch])
         channel = self._channels.get((watch.user_id, watch.session_id))
         if channel is not None and not watch.ended:
             if watch.relay.open_turns:
@@ -187,18 +193,32 @@ class Feeds:
         if not channel.watches:
             del self._channels[key]
             channel.close()
-            self._spawn(self._unsubscribe(channel))
+            self._spawn(self._unsubscribe(channel.subscription))
+
+    def expect(self, user_id: str, session_id: str, version: int) -> None:
+        """An event of this gateway's own was recorded: whoever watches its session is to see it."""
+        channel = self._channels.get((user_id, session_id))
+        if channel is not None:
+            channel.expect(version)
+
+    def subscribe(self, channel: Channel) -> asyncio.Future[Subscription]:
+        subject = subjects.session_feed(channel.user_id, channel.session_id)
+        return asyncio.ensure_future(self._bus.subscribe(subject, channel.on_message))
+
+    def renew(self, channel: Channel) -> None:
+        """The new subscription before the old one's end; what comes twice is told once."""
+        before, channel.subscription = channel.subscription, self.subscribe(channel)
+        self._spawn(self._unsubscribe(before))
 
     async def stop(self) -> None:
         for channel in self._channels.values():
             channel.close()
         await cancel_all(self._tasks)
 
-    async def _unsubscribe(self, channel: Channel) -> None:
-        assert channel.subscription is not None
-        await asyncio.wait({channel.subscription})
-        if self._bus.connected and channel.subscription.exception() is None:
-            await channel.subscription.result().unsubscribe()
+    async def _unsubscribe(self, subscription: asyncio.Future[Subscription]) -> None:
+        await asyncio.wait({subscription})
+        if self._bus.connected and subscription.exception() is None:
+            await subscription.result().unsubscribe()
 
     async def _on_hello(self, _msg: Msg) -> None:
         await self.ask_all()

@@ -54,8 +54,8 @@ class Heard:
         self._intake_share: tuple[float, float] | None = None
 
     async def start(self) -> None:
-        await self._bus.subscribe(subjects.PRESENCE_ALL, self._on_presence)
-        await self._bus.subscribe(subjects.LOAD, self._on_load)
+        await self._bus.subscribe_repeated(subjects.PRESENCE_ALL, self._on_presence)
+        await self._bus.subscribe_repeated(subjects.LOAD, self._on_load)
 
     @property
     def workers(self) -> list[Presence]:

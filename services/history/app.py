@@ -110,7 +110,8 @@ class History:
         await self.system.connect()
         stack.push_async_callback(self.system.stop)
         stack.push_async_callback(self.publisher.stop)
-        await self.bus.subscribe(subjects.PRESENCE_ALL, self._hear_presence)
+        await self.bus.subscribe_repeated(subjects.PRESENCE_ALL, self._hear_presence)
+        self._lifecycle.supervise(self.bus.watch_silence(), "silence")
         # The server may have been away for long: what counts is when beats could be heard.
         await self._heard_nothing()
         self.bus.after_reconnect(self._heard_nothing)

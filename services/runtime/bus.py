@@ -47,6 +47,8 @@ PENDING_BYTES = 2 * 1024 * 1024
 # A subscription's own backlog: beyond it nats-py drops and reports a slow consumer, which we count as a gap.
 SUBSCRIPTION_PENDING_MESSAGES = 64 * 1024
 SUBSCRIPTION_PENDING_BYTES = 64 * 1024 * 1024
+# What is said every second or two, and was not heard for so long: the subscription is made again.
+SILENT_S = 30.0
 # JetStream's error code for a publish that a stream's limits refuse; which limit is only in the text (measured).
 LIMITS_ERR_CODE = 10077
 
@@ -67,6 +69,20 @@ class TooLarge(NotSent):
     """The payload is over the server's limit: it will never be taken."""
 
 
+@dataclass(slots=True)
+class _Repeated:
+    """A subscription to what is said again and again. heard: since the last look."""
+
+    subject: str
+    handler: Handler
+    subscription: Subscription | None = None
+    heard: bool = False
+
+    async def on_message(self, msg: Msg) -> None:
+        self.heard = True
+        await self.handler(msg)
+
+
 @dataclass(frozen=True, slots=True)
 class BusAddress:
     """Where the server is and who we are there."""
@@ -82,6 +98,7 @@ class Bus:
     def __init__(self, address: BusAddress, name: str) -> None:
         self._after_reconnect: list[Hook] = []
         self._after_drop: list[Hook] = []
+        self._repeated: list[_Repeated] = []
         self._generation = 0
         self.broker = NatsBroker(
             address.url,
@@ -163,6 +180,31 @@ class Bus:
             pending_msgs_limit=SUBSCRIPTION_PENDING_MESSAGES,
             pending_bytes_limit=SUBSCRIPTION_PENDING_BYTES,
         )
+
+    async def subscribe_repeated(self, subject: str, handler: Handler) -> None:
+        """To broadcasts that come again and again, or at least may come twice: see watch_silence."""
+        repeated = _Repeated(subject, handler)
+        repeated.subscription = await self.subscribe(subject, repeated.on_message)
+        self._repeated.append(repeated)
+
+    async def watch_silence(self) -> None:
+        """For ever: make each repeated subscription again that was silent, since a server that lost it says nothing."""
+        while True:
+            await asyncio.sleep(SILENT_S)
+            for repeated in self._repeated:
+                if not repeated.heard and self.connected:
+                    with suppress(nats.errors.Error, OSError):  # the next look finds it as silent
+                        await self._renew(repeated)
+                repeated.heard = False
+
+    async def _renew(self, repeated: _Repeated) -> None:
+        log.debug("subscription_renewed", subject=repeated.subject)
+        before, repeated.subscription = (
+            repeated.subscription,
+            await self.subscribe(repeated.subject, repeated.on_message),
+        )
+        if before is not None:
+            await before.unsubscribe()
 
     async def publish_live(self, subject: str, payload: bytes, reply: str = "") -> bool:
         """Publish on core NATS, at most once. False: not connected, so it was not sent (nor buffered to come late)."""

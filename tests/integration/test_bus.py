@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from nats.aio.msg import Msg
 
 from services.runtime import bus as runtime_bus
 from services.runtime.bus import Bus, BusAddress
@@ -35,6 +36,33 @@ async def test_a_half_open_connection_with_much_to_write_is_replaced(
         await eventually(lambda: bus.generation == 1, reason="it has a new connection", timeout_s=FOR_EVER_S)
         await filling
         assert bus.connected
+        await bus.stop()
+
+
+async def test_a_broadcast_that_fell_silent_is_subscribed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server lost the subscription, and its client cannot know."""
+    monkeypatch.setattr(runtime_bus, "SILENT_S", 0.2)
+    heard: list[bytes] = []
+
+    async def hear(msg: Msg) -> None:
+        heard.append(msg.data)
+
+    async with broker(tmp_path, provisioned=False) as b:
+        bus = Bus(BusAddress(b.url, b.user, b.password), "test")
+        await bus.connect()
+        await bus.subscribe_repeated("chat.load", hear)
+        for subscription in list(bus.client._subs):
+            await bus.client._send_unsubscribe(subscription)
+        watching = asyncio.create_task(bus.watch_silence())
+
+        async def told() -> bool:
+            await bus.publish_live("chat.load", b"{}")
+            return bool(heard)
+
+        await eventually(told, reason="it is heard again", timeout_s=FOR_EVER_S)
+        watching.cancel()
         await bus.stop()
 
 

@@ -196,6 +196,20 @@ async def test_a_lost_end_is_asked_for_after_silence_and_then_no_more(tmp_path: 
         await eventually(lambda: channel._quiet_timer is None, reason="no timer is left")
 
 
+async def test_a_subscription_that_the_server_lost_is_made_again(tmp_path: Path) -> None:
+    """Nothing says that it is lost: a version that was recorded and does not come does."""
+    async with played(tmp_path, QUIET_S) as whole:
+        _, viewer = await whole.watch()
+        (channel,) = whole.feeds._channels.values()
+        await whole.bus.client._send_unsubscribe((await channel.subscription)._id)
+        await whole.tell(whole.record("session_renamed", None, title="not heard"))
+        whole.feeds.expect(USER, SESSION, 2)
+        await eventually(lambda: viewer.versions == [1, 2], reason="it is asked for")
+        await whole.tell(whole.record("session_renamed", None, title="heard"))
+        await eventually(lambda: viewer.versions == [1, 2, 3], reason="it is heard, although nobody expects it")
+        await eventually(lambda: channel._quiet_timer is None, reason="no timer is left")
+
+
 async def test_a_lost_token_is_repaired_by_its_worker(tmp_path: Path) -> None:
     async with played(tmp_path) as whole:
         _, viewer = await whole.watch()
