@@ -83,12 +83,16 @@ class Broker:
     async def start(self) -> None:
         """Start it, on the port and store of last time, and wait until it takes connections."""
         assert self.process is None, "already running"
+        self.process = self._spawn()
+        port = await eventually(self._port, reason="nats-server listens", timeout_s=START_TIMEOUT_S)
+        self.config = replace(self.config, port=port)
+
+    def command(self) -> tuple[str, ...]:
+        """How it is run; its configuration is written."""
         conf = self.folder / "nats.conf"
         conf.write_text(bundled.render(self.config))
         conf.chmod(0o600)
-        self.process = self._spawn(conf)
-        port = await eventually(self._port, reason="nats-server listens", timeout_s=START_TIMEOUT_S)
-        self.config = replace(self.config, port=port)
+        return str(bundled.find_nats_server()), "-c", str(conf)
 
     async def stop(self) -> None:
         """SIGTERM, and wait for the end."""
@@ -109,9 +113,9 @@ class Broker:
         assert self.process is not None, "not running"
         return self.process
 
-    def _spawn(self, conf: Path) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> subprocess.Popen[bytes]:
         with (self.folder / "nats.log").open("ab") as log:
-            return subprocess.Popen([str(bundled.find_nats_server()), "-c", str(conf)], stdout=log, stderr=log)
+            return subprocess.Popen(self.command(), stdout=log, stderr=log)
 
     def _port(self) -> int:
         process = self._running()
@@ -128,9 +132,8 @@ class Broker:
         self.process = None
 
 
-@asynccontextmanager
-async def broker(folder: Path, *, provisioned: bool = True) -> AsyncIterator[Broker]:
-    """A nats-server in folder, its streams declared unless provisioned is False."""
+def prepared(folder: Path, port: int = bundled.ANY_PORT) -> Broker:
+    """A nats-server in folder that does not run yet: `make up`'s configuration, with passwords of its own."""
     home = folder / "broker"
     home.mkdir()
     config = bundled.BrokerConfig(
@@ -139,9 +142,16 @@ async def broker(folder: Path, *, provisioned: bool = True) -> AsyncIterator[Bro
         password=secrets.token_urlsafe(),
         system_user="system",
         system_password=secrets.token_urlsafe(),
+        port=port,
         ports_file_dir=home,
     )
-    running = Broker(folder=home, config=config)
+    return Broker(folder=home, config=config)
+
+
+@asynccontextmanager
+async def broker(folder: Path, *, provisioned: bool = True) -> AsyncIterator[Broker]:
+    """A nats-server in folder, its streams declared unless provisioned is False."""
+    running = prepared(folder)
     try:
         await running.start()
         if provisioned:

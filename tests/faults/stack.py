@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -21,11 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
-import nats
 
-from services.operator import broker as bundled
 from services.operator.provisioning import provision
-from tests.brokers import Broker
+from tests.brokers import Broker, prepared
 from tests.faults.proxy import Proxy, proxied
 from tests.operated import free_port
 from tests.polling import eventually
@@ -37,7 +34,7 @@ PartKind = Literal["nats", "history", "gateway", "worker", "standin"]
 MODEL = "smollm2:135m"
 # Answers of half a second: long enough to be killed in the middle of, short enough for thousands.
 SPEED = {"token_gap_ms": 20, "answer_tokens": 30, "load_s": 0.2, "prefill_tokens_per_s": 1e5, "slots": 8}
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 # A part that cannot start ends at once; one that is started again at once would take a whole core for that.
 RESTART_S = 0.2
@@ -53,15 +50,14 @@ PATIENCE = {
 
 @dataclass
 class Part:
-    """One process of the stack. held: a fault has it, and whoever injected that starts it again."""
+    """One process of the stack. held: whoever holds it starts it again; else its supervisor does."""
 
     name: str
     kind: PartKind
     command: tuple[str, ...]
     environment: dict[str, str]
     folder: Path
-    held: bool = False
-    paused: bool = False
+    held: asyncio.Lock = field(default_factory=asyncio.Lock)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -93,11 +89,9 @@ class Part:
         return await self._end(signal.SIGTERM)
 
     def pause(self) -> None:
-        self.paused = True
         self.send(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self.paused = False
         self.send(signal.SIGCONT)
 
     async def _end(self, by: signal.Signals) -> int | None:
@@ -143,18 +137,18 @@ class Stack:
         """Start again what ended by itself, for ever."""
         while True:
             for part in self.parts.values():
-                if not part.held and not part.alive:
+                if not part.held.locked() and not part.alive:
                     self.ended_by_themselves[part.name] += 1
                     part.spawn()
             await asyncio.sleep(RESTART_S)  # pace: a supervisor looks now and then
 
-    async def ready(self) -> None:
+    async def ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until both gateways would take a message now, and a worker of each model server is heard."""
         for gateway in range(self.gateways):
             await eventually(
                 lambda n=gateway: self._takes_messages(n),  # type: ignore[misc]
                 reason=f"gateway {gateway} is ready",
-                timeout_s=READY_TIMEOUT_S,
+                timeout_s=timeout_s,
             )
 
     async def _takes_messages(self, gateway: int) -> bool:
@@ -177,7 +171,7 @@ async def stack(
     folder: Path, *, gateways: int = 2, workers: tuple[str, ...] = ("ollama", "openai")
 ) -> AsyncIterator[Stack]:
     """Everything up and ready: a worker and a stand-in of its own for each wire named."""
-    broker = _broker(folder)
+    broker = prepared(folder, port=free_port())
     async with AsyncExitStack() as opened:
         running = Stack(folder, broker)
         opened.push_async_callback(running.end)
@@ -193,43 +187,20 @@ async def stack(
         yield running
 
 
-def _broker(folder: Path) -> Broker:
-    home = folder / "broker"
-    home.mkdir()
-    return Broker(
-        folder=home,
-        config=bundled.BrokerConfig(
-            store_dir=home / "jetstream",
-            user="chatlog",
-            password=secrets.token_urlsafe(),
-            system_user="system",
-            system_password=secrets.token_urlsafe(),
-            port=free_port(),
-        ),
-    )
-
-
 async def _start_broker(running: Stack) -> None:
-    conf = running.broker.folder / "nats.conf"
-    conf.write_text(bundled.render(running.broker.config))
-    conf.chmod(0o600)
-    part = Part("nats", "nats", (str(bundled.find_nats_server()), "-c", str(conf)), {}, running.folder)
+    part = Part("nats", "nats", running.broker.command(), {}, running.folder)
     running.parts["nats"] = part
     part.spawn()
 
-    async def provisioned() -> bool:
-        client = await running.broker.connect()
-        await provision(client.jetstream())
-        await client.close()
+    async def listens() -> bool:
+        _, writer = await asyncio.open_connection("127.0.0.1", running.broker.config.port)
+        writer.close()
         return True
 
-    async def patiently() -> bool:
-        try:
-            return await provisioned()
-        except (nats.errors.Error, OSError):
-            return False
-
-    await eventually(patiently, reason="nats-server listens", timeout_s=READY_TIMEOUT_S)
+    await eventually(listens, reason="nats-server listens", timeout_s=READY_TIMEOUT_S)
+    client = await running.broker.connect()
+    await provision(client.jetstream())
+    await client.close()
 
 
 async def _road(running: Stack, opened: AsyncExitStack, name: str, target: int) -> int:

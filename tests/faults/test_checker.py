@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
-from tests.faults.checker import Evidence, Row, check
+from tests.faults.checker import check
+from tests.faults.evidence import Evidence, Link, Row
 
 TURN = "turn-1"
 
@@ -26,6 +28,23 @@ LOG = [
 ]
 SENT = {"op": "send", "key": "k", "session_id": "s"}
 TOLD = {**SENT, "kind": "ok", "status": "recorded", "event_id": "e2", "turn_id": TURN, "position": 2, "version": 2}
+
+
+# The chain of two rows, as history's own function computed it.
+CHAIN = [
+    Link(
+        (1, "e1", "local", "s", 1, None, "session_started", 1, "2026-11-20T10:00:00.000Z", "ab"),
+        b"one",
+        bytes.fromhex("7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"),
+        bytes.fromhex("009481f4d947d409d8e4a0359ee4ddbf55bbfbc318dbedce61db022c18a017f3"),
+    ),
+    Link(
+        (2, "e2", "local", "s", 2, TURN, "user_message_submitted", 1, "2026-11-20T10:00:01.000Z", "cd"),
+        b"two",
+        bytes.fromhex("3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3"),
+        bytes.fromhex("4cd4f303d668b849b402628981e8d03296e073d1886b9e64bf865868e10c5556"),
+    ),
+]
 
 
 def rows(events: list[dict[str, Any]]) -> list[Row]:
@@ -137,3 +156,62 @@ def test_a_message_that_was_recorded_twice_is_found() -> None:
     ended = {**event("answer_cancelled", "e7", attempt=0), "turn_id": "turn-2"}
     assert promises([], [*LOG, again, ended]) == set(), "nobody sent it here"
     assert promises([TOLD], [*LOG, again, ended]) == {"P6"}
+
+
+@pytest.mark.parametrize("how", ["clean", "204", "close 1000"])
+def test_a_watch_that_is_cut_and_looks_whole_is_found(how: str) -> None:
+    seen = frames()
+    cut = [*seen[:7], {"kind": "closed", "watch": "w", "how": how}]
+    resumed = [{**seen[0], "after": "x.4.1.1"}, *seen[7:]]
+    assert promises([*cut, *resumed]) == {"P5"}
+    assert promises([*cut[:-1], frame("error", code="stream_cut"), cut[-1], *resumed]) == set(), "it said so"
+    assert promises([*cut[:-1], {**cut[-1], "how": "close 1006"}, *resumed]) == set(), "it broke, and looks broken"
+
+
+def stream(count: int, how: str) -> list[dict[str, Any]]:
+    """A streamed answer of LOG, up to so many frames."""
+    seen = [each for each in frames()[2:] if json.loads(each["raw"])["type"] != "attached"]
+    opened = {"kind": "open", "session_id": "s"}
+    whole = [opened, *seen[:count], {"kind": "closed", "how": how}]
+    return [{name: value for name, value in each.items() if name != "watch"} | {"stream": "q"} for each in whole]
+
+
+def test_a_stream_that_is_cut_and_looks_whole_is_found() -> None:
+    assert promises(stream(6, "clean")) == set()
+    assert promises(stream(5, "RemoteProtocolError")) == set()
+    assert promises(stream(5, "clean")) == {"P5"}
+
+
+def test_a_token_that_a_stream_leaves_out_is_found() -> None:
+    seen = stream(6, "clean")
+    del seen[4]
+    assert promises(seen) == {"P4"}
+
+
+OUTCOME = {"op": "outcome", "kind": "ok", "key": "k", "turn_id": TURN, "event_id": "e2", "turn_status": "completed"}
+
+
+def test_an_outcome_at_the_end_that_is_not_the_log_s_is_found() -> None:
+    assert promises([TOLD, {**OUTCOME, "status": "recorded"}]) == set()
+    assert promises([TOLD, {**OUTCOME, "status": "pending"}]) == {"P1"}
+    assert promises([TOLD, {**OUTCOME, "status": "recorded", "event_id": "e9"}]) == {"P1"}
+    assert promises([TOLD, {**OUTCOME, "status": "recorded", "turn_status": "failed"}]) == {"P3"}
+
+
+def test_an_answer_that_is_not_the_turn_s_end_is_found() -> None:
+    assert promises([{**TOLD, "answer": "one two", "ended": "answer_completed"}]) == set()
+    assert promises([{**TOLD, "answer": "one"}]) == {"P2"}
+    assert promises([{**TOLD, "ended": "worker_lost"}]) == {"P2"}
+
+
+def test_a_row_that_was_changed_breaks_the_chain() -> None:
+    def broken(chain: list[Link]) -> list[str]:
+        return [str(found) for found in check(Evidence([], [], chain))]
+
+    assert broken(CHAIN) == []
+    for change in ({"body": b"other"}, {"fields": (2, *CHAIN[0].fields[1:])}, {"hash": bytes(32)}):
+        changed = dataclasses.replace(CHAIN[0], **change)
+        assert broken([changed, CHAIN[1]]) == [
+            f"CHAIN: the hash chain of the log breaks at position {changed.fields[0]}"
+        ]
+    assert broken(CHAIN[1:]), "a row is gone"
