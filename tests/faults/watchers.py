@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ VANISHES, DAWDLES = 0.003, 0.001
 DAWDLES_S = (1.0, 10.0)
 
 
-class Watcher:
+class Watcher(ABC):
     """One watcher of one session. What differs between doors is `_watch` and the cursor."""
 
     def __init__(self, crowd: Crowd, name: str, session_id: str) -> None:
@@ -45,12 +46,13 @@ class Watcher:
             self._write("closed", how=how)
             await asyncio.sleep(RETRY_S)  # pace: a client that comes back politely
 
+    @abstractmethod
     def _cursor(self) -> str | None:
-        raise NotImplementedError
+        """Where it is; None: it begins anew."""
 
+    @abstractmethod
     async def _watch(self, after: str | None) -> str:
         """One connection; how it ended."""
-        raise NotImplementedError
 
     def _write(self, kind: Any, **fields: Any) -> None:
         self._crowd.journal.write(kind, watch=self._name, **fields)
