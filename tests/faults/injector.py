@@ -11,7 +11,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -39,24 +39,15 @@ CONDITIONS = {
 
 @dataclass
 class Injector:
-    """One run's faults. progress: called after each."""
+    """One run's faults. counts: how often each was injected."""
 
     stack: Stack
     plan: Iterable[Planned]
-    progress: Callable[[], None] = lambda: None
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str]
 
     @property
     def killed(self) -> int:
-        return self._of("SIGKILL")
-
-    @property
-    def paused(self) -> int:
-        return self._of("SIGSTOP")
-
-    def others(self) -> dict[str, int]:
-        """The counts of what is neither kill nor pause, by kind."""
-        return {"network faults": self._of("network"), "model server faults": self._of("model ")}
+        return sum(count for name, count in self.counts.items() if name.startswith("SIGKILL"))
 
     async def run(self) -> None:
         """Until the plan is done; every fault is undone then."""
@@ -65,7 +56,6 @@ class Injector:
         async def inject(fault: Fault) -> None:
             try:
                 await self._inject(fault)
-                self.progress()
             finally:
                 room.release()
 
@@ -77,6 +67,8 @@ class Injector:
                 await room.acquire()
                 going.create_task(inject(planned.fault))
         await self._calm()
+        for name, count in self.stack.ended_by_themselves.items():
+            self.counts[f"ended by itself: {name}"] = count
 
     async def _lull(self) -> None:
         """A slow machine's processes need longer to come up than faults leave them: now and then they get it."""
@@ -153,9 +145,6 @@ class Injector:
         for control in self.stack.controls.values():
             await _quietly(control.reset())
             await _soothed(control)
-
-    def _of(self, kind: str) -> int:
-        return sum(count for name, count in self.counts.items() if name.startswith(kind))
 
 
 async def _answers(control: Control) -> bool:
