@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,14 @@ def test_a_mutation_applies_and_names_its_test(patch: Path) -> None:
     assert applied.returncode == 0, applied.stdout
     path, name = noticed_by(patch).split("::")
     assert f"def {name}(" in (ROOT / path).read_text()
+
+
+def test_the_guarantees_name_tests_and_mutations_that_are_there() -> None:
+    """docs/guarantees.md: each row's test exists, and each mutation beside it is one that this very test catches."""
+    catches = {patch.stem: noticed_by(patch) for patch in PATCHES}
+    rows = re.findall(r"^\|.*\| `(tests/\S+?)::(\w+)` \|(.*)\|$", (ROOT / "docs/guarantees.md").read_text(), re.M)
+    assert len(rows) > 40
+    for path, name, broken in rows:
+        assert f"def {name}(" in (ROOT / path).read_text()
+        for mutation in re.findall(r"`(.*?)`", broken):
+            assert catches[mutation] == f"{path}::{name}"

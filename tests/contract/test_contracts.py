@@ -148,6 +148,18 @@ def test_no_name_reaches_another_subject(name: str) -> None:
     assert subjects.token_of(token) == f"u-{token}", "a user named like another's token is another user"
 
 
+def test_a_subject_that_a_request_reaches_contains_its_user() -> None:
+    """So that a user cannot name another's session, turn or query, whatever ids they know (P8)."""
+    for reached in (
+        subjects.intake("ann", SESSION, "session_started"),
+        subjects.session_feed("ann", SESSION),
+        subjects.user_feed("ann"),
+        subjects.turn("ann", SESSION),
+        subjects.history_query("turn", "ann"),
+    ):
+        assert "u-ann" in reached.split(".")
+
+
 def test_an_intake_subject_is_parsed_as_it_was_built() -> None:
     address = subjects.parse_intake(subjects.intake("a b", SESSION, "session_started"))
     assert address.user_token == subjects.token_of("a b")

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from nats.aio.msg import Msg
+from nats.errors import SlowConsumerError
 
 from contracts import subjects
 from contracts.base import compact, parse
@@ -240,3 +242,29 @@ async def test_the_last_watcher_takes_the_subscription_with_it(tmp_path: Path) -
         whole.feeds.leave(second)
         await eventually(lambda: len(whole.bus.client._subs) == subscribed, reason="unsubscribed")
         assert whole.feeds.watched == 0
+
+
+async def test_what_is_recorded_while_history_answers_an_attach_is_not_missed(tmp_path: Path) -> None:
+    """The feed is subscribed first, and the question is the barrier: whatever its answer lacks comes live."""
+    async with played(tmp_path) as whole:
+        whole.hold.clear()
+        attaching = asyncio.create_task(whole.watch())
+        await eventually(lambda: whole.asked == 1, reason="history was asked")
+        await whole.tell(whole.record("session_renamed", None, title="x"))
+        whole.hold.set()
+        _, viewer = await attaching
+        await viewer.has(2)
+
+
+@pytest.mark.parametrize("lost", ["connection", "frames"])
+async def test_what_was_lost_on_the_way_is_asked_for_at_once(tmp_path: Path, lost: str) -> None:
+    """Nothing that comes later would show it: it was the last frame, and history was never away."""
+    async with played(tmp_path) as whole:
+        _, viewer = await whole.watch()
+        whole.record("session_renamed", None, title="x")
+        if lost == "connection":
+            whole.bus.client._transport.close()
+        else:
+            dropped = SlowConsumerError(subjects.session_feed(USER, SESSION), "", 1, whole.bus.client._subs[1])
+            await whole.bus.client._error_cb(dropped)
+        await viewer.has(2)

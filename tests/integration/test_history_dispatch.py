@@ -64,6 +64,7 @@ async def test_contexts_are_queued_again_at_start_after_a_reconnect_and_after_si
         await in_queue(walk, 1, "queued again after silence")
         await walk.history.stop()
         await empty_queue(walk)
+        walk.history.environment["CHATLOG_REQUEUE_S"] = "3600"
         await walk.history.start()
         await in_queue(walk, 1, "queued again at start")
         await empty_queue(walk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
@@ -117,6 +118,19 @@ async def test_a_consumer_that_is_deleted_is_replaced(tmp_path: Path) -> None:
             await walk.talk.publish(event)
             await walk.talk.outcome(event.event_id)
         await publish_all(walk, [event for event in events if event not in events[::10]])
+        await all_recorded_once(walk, session_id, events)
+
+
+async def test_a_consumer_that_has_gone_silent_is_replaced(tmp_path: Path) -> None:
+    """Its pulls are answered with nothing and no error comes; only that the stream is ahead tells."""
+    async with road(tmp_path) as walk:
+        session_id = await walk.begin()
+        [consumer] = await walk.talk.bus.jetstream().consumers_info(subjects.INTAKE_STREAM)
+        for_long = json.dumps({"pause_until": "2999-01-01T00:00:00Z"}).encode()
+        subject = f"$JS.API.CONSUMER.PAUSE.{subjects.INTAKE_STREAM}.{consumer.name}"
+        assert json.loads(await walk.talk.bus.request(subject, for_long, 5))["paused"]
+        events = renames(session_id, 3)
+        await publish_all(walk, events)
         await all_recorded_once(walk, session_id, events)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from nats.errors import TimeoutError as NatsTimeoutError
 
+from contracts import subjects
 from contracts.events import AnswerCancelled, AnswerCompleted
 from contracts.turns import Cancel, Go, Stop
 from tests.brokers import broker
@@ -159,6 +160,10 @@ async def test_a_snapshot_is_what_the_frames_said(tmp_path: Path) -> None:
         await eventually(lambda: _done(server), reason="the model has ended")
         whole = await history.snapshot(turn, attempt=1)
         assert whole.text == turn.text(1)
+        await eventually(lambda: told_end(history), reason="the queue has the end")
+        asked = history.asked
+        await eventually(lambda: history.asked > asked, reason="history is asked what became of it")
+        assert await history.queued() == 1, "no ack on the queue's word alone"
         history.reading.set()
         assert (await history.ended(turn)).envelope.data["text"] == whole.text
 
@@ -210,6 +215,11 @@ async def closed(server: Standin, timeout_s: float = 5.0) -> None:
         return all(record["outcome"] == "client_gone" for record in await server.control.requests())
 
     await eventually(gone, reason="the model's stream is closed", timeout_s=timeout_s)
+
+
+async def told_end(history: ScriptedHistory) -> bool:
+    """The intake holds a claim and an end."""
+    return (await history.client.jetstream().stream_info(subjects.INTAKE_STREAM)).state.messages == 2
 
 
 async def _done(server: Standin) -> bool:
