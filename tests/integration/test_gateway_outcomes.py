@@ -1,4 +1,4 @@
-"""Step 4: an outcome that went lost on its way is asked for, so that who was told `accepted` learns what became of it."""
+"""Step 4: an outcome that went lost on its way is asked for: who was told `accepted` learns what became of it."""
 
 from __future__ import annotations
 
