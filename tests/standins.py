@@ -65,6 +65,10 @@ class Control:
         records: list[dict[str, Any]] = (await self.report(messages=messages))["requests"]
         return records
 
+    async def loads(self) -> list[str]:
+        """What became of each load of a model: loading, loaded or given_up; oldest first."""
+        return [load["outcome"] for load in (await self.report())["loads"]]
+
     async def _post(self, path: str, body: Any) -> dict[str, Any]:
         answer = await self._client.post(path, json=body)
         assert answer.status_code == 200, answer.text

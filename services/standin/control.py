@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -59,7 +60,8 @@ class ControlDoor:
 
     def _answer(self, request: Request) -> dict[str, Any]:
         if request.method == "GET" and request.path == "/report":
-            return self._generation.report.view(with_messages="messages" in request.query)
+            loads = [asdict(load) for load in self._generation.scheduler.loads]
+            return {**self._generation.report.view(with_messages="messages" in request.query), "loads": loads}
         if request.method == "POST" and request.path in self._posts:
             return self._posts[request.path](json.loads(request.body or b"{}"))
         raise LookupError(f"{request.method} {request.path}: GET /report, POST {' '.join(self._posts)}")
@@ -101,4 +103,5 @@ class ControlDoor:
         """No faults, no scripts, an empty report. What is loaded, in flight or slow stays so."""
         self._book.clear()
         self._generation.report.clear()
+        self._generation.scheduler.loads.clear()
         return {}

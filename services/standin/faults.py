@@ -16,11 +16,14 @@ Wire = Literal["ollama", "openai"]
 Route = Literal["chat", "root", "version", "tags", "ps", "show", "models"]
 FaultKind = Literal[
     "status", "hang", "error_line", "clean_end", "reset", "cut", "stall", "drip", "split", "dialect",
-    "kill_runner", "stop_runner",
+    "kill_runner", "stop_runner", "leak_slot", "unlisted",
 ]  # fmt: skip
 
 STRIKES: Final = ("error_line", "clean_end", "reset", "cut", "stall", "kill_runner", "stop_runner")
 """Faults that strike at a point of the answer: `after` so many pieces."""
+
+LISTS: Final = ("tags", "models")
+"""Routes that list models."""
 
 BUSY: Final = "server busy, please try again.  maximum pending requests exceeded"
 RUNNER_LOST: Final = "an error was encountered while running the model: unexpected EOF"
@@ -112,6 +115,7 @@ class Fault(Match):
     form: Literal["object", "string"] = "object"
     size: Annotated[int, Field(ge=1)] = 1
     dialect: Dialect | None = None
+    unlisted: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> Fault:
@@ -121,6 +125,8 @@ class Fault(Match):
             raise ValueError(f"unknown row {self.row}; known: {', '.join(STATUS_ROWS)}")
         if self.kind == "dialect" and self.dialect is None:
             raise ValueError("a dialect fault needs its dialect")
+        if (self.kind == "unlisted") != bool(self.unlisted) or (self.unlisted and self.route not in LISTS):
+            raise ValueError(f"unlisted names models, and meets one of the routes {', '.join(LISTS)}")
         if self.after is None and self.kind in ("error_line", "clean_end"):
             raise ValueError(f"{self.kind} comes after the headers")
         return self
@@ -158,6 +164,11 @@ class Plan:
     def dialect(self) -> Dialect:
         fault = self.first("dialect")
         return fault.dialect if fault and fault.dialect else Dialect()
+
+    @property
+    def unlisted(self) -> list[str]:
+        """The models that this request's list leaves out."""
+        return [name for fault in self.faults for name in fault.unlisted]
 
     def strikes_at(self, pieces: int | None) -> Sequence[Fault]:
         """The faults that strike now: after so many pieces, or (None) before any header."""

@@ -95,6 +95,11 @@ class Generation:
             left = max(0.0, self._prefill_left_s(job.record))
             still_reading_s = min(left, self.speed.prefill_notice_s) if job.record.wire == "ollama" else left
         job.record.phase = "ended"
+        if job.plan.first("leak_slot") and job.record.departure.at is not None:
+            # Its client has gone and the runner does not notice, ever: only another runner has the slot again.
+            self.report.slot_leaked()
+            self.scheduler.release(runner)
+            return
 
         def free() -> None:
             runner.free_slot()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,6 +64,12 @@ class Catalogue:
 
     def find(self, name: str) -> ModelSpec | None:
         return self._specs.get(full_name(name))
+
+    def without(self, names: Collection[str]) -> Catalogue:
+        """The same but for these models."""
+        missing = {full_name(name) for name in names}
+        left = [spec for spec in self if spec.full_name not in missing]
+        return Catalogue(left, self._default_window)
 
     def window(self, spec: ModelSpec, asked: int | None = None) -> int:
         """The window in force: what was asked, else the model's, else the server's; never more than it was trained."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from services.standin import gojson, ollama_pages
-from services.standin.faults import Asked, FaultBook, Route
+from services.standin.faults import Asked, FaultBook, Plan, Route
 from services.standin.gojson import Unmarshal
 from services.standin.hosts import HostRule, origin_allowed
 from services.standin.model import Catalogue, full_name
@@ -23,7 +23,8 @@ VERSION: Final = "0.32.15"
 JSON: Final = "application/json; charset=utf-8"
 TEXT: Final = "text/plain; charset=utf-8"
 
-Page = Callable[[Request, Reply], Awaitable[None]]
+# With the models as this request may see them.
+Page = Callable[[Request, Reply, Catalogue], Awaitable[None]]
 
 
 class OllamaDoor:
@@ -43,7 +44,7 @@ class OllamaDoor:
             "/api/tags": {"GET": ("tags", self._tags), "HEAD": ("tags", self._tags)},
             "/api/ps": {"GET": ("ps", self._ps)},
             "/api/show": {"POST": ("show", self._show)},
-            "/api/chat": {"POST": ("chat", chat.handle)},
+            "/api/chat": {"POST": ("chat", self._answer)},
             "/v1/models": {"GET": ("models", self._models)},
         }
 
@@ -65,39 +66,41 @@ class OllamaDoor:
 
     async def _serve(self, route: tuple[Route, Page], request: Request, reply: Reply) -> None:
         name, page = route
-        if name == "chat":  # it plans its own faults: they depend on its model and prompt
-            await page(request, reply)
-            return
+        # A chat plans its own faults: they depend on its model and prompt.
+        plan = Plan("ollama") if name == "chat" else self._book.plan(Asked("ollama", name))
         try:
-            await Strikes(self._book.plan(Asked("ollama", name)), reply, self._scheduler).before_headers()
+            await Strikes(plan, reply, self._scheduler).before_headers()
         except Struck:
             return
-        await page(request, reply)
+        await page(request, reply, self._catalogue.without(plan.unlisted))
 
-    async def _root(self, request: Request, reply: Reply) -> None:
+    async def _answer(self, request: Request, reply: Reply, _catalogue: Catalogue) -> None:
+        await self._chat.handle(request, reply)
+
+    async def _root(self, _request: Request, reply: Reply, _catalogue: Catalogue) -> None:
         await reply.whole(200, _headers(TEXT), b"Ollama is running")
 
-    async def _version(self, request: Request, reply: Reply) -> None:
+    async def _version(self, _request: Request, reply: Reply, _catalogue: Catalogue) -> None:
         await reply.whole(200, _headers(JSON), gojson.encode({"version": VERSION}))
 
-    async def _tags(self, request: Request, reply: Reply) -> None:
-        await reply.whole(200, _headers(JSON, request), gojson.encode(ollama_pages.tags(self._catalogue)))
+    async def _tags(self, request: Request, reply: Reply, catalogue: Catalogue) -> None:
+        await reply.whole(200, _headers(JSON, request), gojson.encode(ollama_pages.tags(catalogue)))
 
-    async def _ps(self, request: Request, reply: Reply) -> None:
+    async def _ps(self, _request: Request, reply: Reply, _catalogue: Catalogue) -> None:
         models = [
             ollama_pages.loaded_model(runner.spec, runner.options.window, runner.expires_epoch_s)
             for runner in self._scheduler.loaded()
         ]
         await reply.whole(200, _headers(JSON), gojson.encode({"models": models}))
 
-    async def _show(self, request: Request, reply: Reply) -> None:
+    async def _show(self, request: Request, reply: Reply, catalogue: Catalogue) -> None:
         try:
             asked = gojson.decode_object(request.body, "api.ShowRequest")
         except Unmarshal as error:
             await reply.whole(400, _headers(JSON), gojson.encode({"error": str(error)}))
             return
         name = str(asked.get("model") or asked.get("name") or "")
-        spec = self._catalogue.find(name)
+        spec = catalogue.find(name)
         if not name:
             await reply.whole(400, _headers(JSON), gojson.encode({"error": "model is required"}))
         elif spec is None:
@@ -107,14 +110,12 @@ class OllamaDoor:
             await reply.write(gojson.encode(ollama_pages.show(spec)))
             await reply.end()
 
-    async def _models(self, request: Request, reply: Reply) -> None:
-        await reply.whole(
-            200, _headers("application/json"), gojson.encode(ollama_pages.v1_models(self._catalogue)) + b"\n"
-        )
+    async def _models(self, request: Request, reply: Reply, catalogue: Catalogue) -> None:
+        await reply.whole(200, _headers("application/json"), gojson.encode(ollama_pages.v1_models(catalogue)) + b"\n")
 
-    async def _model(self, request: Request, reply: Reply) -> None:
+    async def _model(self, request: Request, reply: Reply, catalogue: Catalogue) -> None:
         name = request.path.removeprefix("/v1/models/")
-        spec = self._catalogue.find(name)
+        spec = catalogue.find(name)
         page = ollama_pages.v1_model(spec) if spec else ollama_pages.v1_not_found(full_name(name))
         await reply.whole(200 if spec else 404, _headers("application/json"), gojson.encode(page) + b"\n")
 

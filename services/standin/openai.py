@@ -67,7 +67,7 @@ class OpenaiDoor:
             await Strikes(plan, reply, self._generation.scheduler).before_headers()
         except Struck:
             return
-        page = openai_chunks.models(self._catalogue, int(time.time()), plan.dialect)
+        page = openai_chunks.models(self._catalogue.without(plan.unlisted), int(time.time()), plan.dialect)
         await reply.whole(200, _headers(JSON), openai_chunks.encode(page))
 
     async def _chat(self, request: Request, reply: Reply) -> None:

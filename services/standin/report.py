@@ -107,6 +107,10 @@ class Report:
         record.slot_freed = time.monotonic()
         self.running -= 1
 
+    def slot_leaked(self) -> None:
+        """Nobody runs there any more, and nobody else has it."""
+        self.running -= 1
+
     @contextmanager
     def following(self, record: Record) -> Iterator[None]:
         """Ends the record as its handler ends: with the outcome it was given, or because the client has gone."""

@@ -24,6 +24,9 @@ LONGEST_TIMER_S: Final = 86_400.0
 """A model kept longer than a day has no timer: the event loop's clock does not take 292 years."""
 
 
+LOADS_KEPT: Final = 1_000
+"""The newest loads, for the report."""
+
 NOTICED_S: Final = 0.05
 """A death is noticed after a pause that is no longer than this; longer ones are cut short by it (which costs more)."""
 
@@ -46,6 +49,16 @@ class LoadOptions:
 
     window: int
     shift: bool
+
+
+@dataclass
+class Load:
+    """One load of a model, as the report shows it; outcome: loading, loaded, or given_up with the one who asked."""
+
+    model: str
+    began: float
+    ended: float | None = None
+    outcome: str = "loading"
 
 
 class Runner:
@@ -127,7 +140,7 @@ class Scheduler:
         self._loaded: dict[str, Runner] = {}
         self._pending = 0
         self._loading = asyncio.Lock()
-        self.loads = 0
+        self.loads: deque[Load] = deque(maxlen=LOADS_KEPT)
 
     def loaded(self) -> list[Runner]:
         return list(self._loaded.values())
@@ -150,11 +163,22 @@ class Scheduler:
                 async with self._loading:
                     if not self._usable(spec, options):
                         await self._make_room(spec)
-                        await asyncio.sleep(self._load_s())
+                        await self._load(spec)
                         self._loaded[spec.full_name] = Runner(spec, options, self._slots)
-                        self.loads += 1
                     return self._referenced(spec, keep_alive_s)
         return self._referenced(spec, keep_alive_s)
+
+    async def _load(self, spec: ModelSpec) -> None:
+        load = Load(spec.full_name, began=time.monotonic())
+        self.loads.append(load)
+        try:
+            await asyncio.sleep(self._load_s())
+            load.outcome = "loaded"
+        except asyncio.CancelledError:
+            load.outcome = "given_up"
+            raise
+        finally:
+            load.ended = time.monotonic()
 
     def release(self, runner: Runner) -> None:
         runner.references -= 1

@@ -201,3 +201,8 @@ async def test_plain_pages_have_faults_too() -> None:
         began = time.monotonic()
         assert (await raw(standin.openai_url, models)).startswith(b"HTTP/1.1 200 OK\r\n")
         assert time.monotonic() - began >= 0.3
+
+        await standin.control.fault("unlisted", unlisted=["tooler"], route="tags", times=2)
+        await standin.control.fault("unlisted", unlisted=["tooler"], route="models", wire="openai", times=2)
+        for url, request in ((standin.ollama_url, tags), (standin.openai_url, models)):
+            assert [b"tooler" in await raw(url, request) for _ in range(3)] == [False, False, True]

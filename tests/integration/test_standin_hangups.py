@@ -93,9 +93,11 @@ async def test_in_a_load_nothing_is_loaded_afterwards() -> None:
         await leave(standin, asking)
         await ended(standin, 0)
         assert await none_loaded(standin)
+        assert await standin.control.loads() == ["given_up"]
         other = await chat(standin.ollama_url, "hi", model="other", **SHORT)
         assert other.status == 200, "a load that took as long has passed meanwhile"
         assert [model["name"] for model in await loaded(standin)] == ["other:latest"]
+        assert await standin.control.loads() == ["given_up", "loaded"]
 
 
 async def test_a_hundred_hang_ups_lose_no_slot() -> None:
@@ -126,3 +128,18 @@ async def all_in_flight(standin: Standin, number: int) -> bool:
 async def nobody(standin: Standin) -> bool:
     report = await standin.control.report()
     return bool(report["in_flight"] == 0 and report["running"] == 0)
+
+
+async def test_a_leaked_slot_is_gone_until_its_runner_is() -> None:
+    """Nobody notices that its client has left: with one slot nobody is served any more, and every page looks well."""
+    async with standin_process(token_gap_ms=10, load_s=0) as standin:
+        for url in (standin.ollama_url, standin.openai_url):
+            await standin.control.fault("leak_slot")
+            leaving = asyncio.create_task(chat(url, "leaving", **ENDLESS))
+            await running(standin)
+            await leave(standin, leaving)
+            following = await chat(url, "following", timeout_s=0.5, **SHORT)
+            assert (following.lines, following.end) == ([], "silent")
+            await standin.control.runner("smollm2:135m", "kill")
+            assert (await chat(url, "after that", **SHORT)).end == "clean"
+            await standin.control.reset()
