@@ -114,11 +114,15 @@ def _message(item: Any) -> tuple[str, str]:
 
 
 class ModelPresence(Contract):
-    """A model that a worker offers; window in tokens and digest where its server tells them."""
+    """A model that a worker offers; window in tokens and digest where its server tells them.
+
+    trouble: the code of its latest failure, while the worker takes no turn of it.
+    """
 
     name: ModelName
     window: int | None = None
     digest: str | None = None
+    trouble: str | None = None
 
 
 class RunPresence(Contract):
@@ -131,12 +135,16 @@ class Presence(Contract):
 
     worker_id: Annotated[str, Field(max_length=64)]
     models: list[ModelPresence]
-    server: str  # ok, or the code of its trouble
+    server: str  # ok, or the code of its trouble: no turn of any model is taken
     server_kind: Literal["ollama", "openai"]
     slots: Annotated[int, Field(ge=1)]
     free: Annotated[int, Field(ge=0)]
     runs: list[RunPresence]
     stopping: bool = False  # it takes no further context
+
+    def state_of(self, model: ModelPresence) -> str:
+        """ok, or why the worker takes no turn of this model of its own."""
+        return self.server if self.server != "ok" else model.trouble or "ok"
 
 
 def read_presence(raw: bytes) -> Presence:

@@ -81,7 +81,7 @@ class Heard:
                     workers=(before.workers if before else 0) + 1,
                     slots=(before.slots if before else 0) + worker.slots,
                     free=(before.free if before else 0) + worker.free,
-                    server="ok" if before and before.server == "ok" else worker.server,
+                    server="ok" if before and before.server == "ok" else worker.state_of(model),
                 )
         return [found[name] for name in sorted(found)]
 

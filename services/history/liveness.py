@@ -52,10 +52,10 @@ class Workers:
 
     def service_of(self, model: str | None) -> Service:
         """Whether a worker could take a turn of this model (None: of any model)."""
-        offers = [worker for worker, _ in self._offers(model)]
-        if any(worker.server == "ok" and not worker.stopping for worker in offers):
+        offers = self._offers(model)
+        if any(worker.state_of(offered) == "ok" and not worker.stopping for worker, offered in offers):
             return "served"
-        sick = [worker for worker in self.present if worker.server != "ok"]
+        sick = any(worker.server != "ok" for worker in self.present) or any(offered.trouble for _, offered in offers)
         return "sick" if sick else "absent"
 
     def _offers(self, model: str | None) -> list[tuple[Presence, ModelPresence]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from services.inference.claims import new_id
 from services.inference.generation import Bounds
+from services.inference.health import OK
 from services.inference.models.factory import open_model_server
 from services.inference.models.port import ModelServer
 from services.inference.presence import Identity
@@ -72,6 +73,6 @@ def readiness(bus: Bus, worker: Worker) -> list[Reason]:
     reasons = []
     if not bus.connected:
         reasons.append(Reason("broker_disconnected", "no connection to NATS"))
-    if not worker.beacon.well:
-        reasons.append(Reason(worker.beacon.server, "the model server does not answer as it should"))
+    if worker.health.state != OK:
+        reasons.append(Reason(worker.health.state, "the model server does not answer as it should"))
     return reasons

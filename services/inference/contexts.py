@@ -93,22 +93,25 @@ class ContextQueue:
         self._model = model
         self._arrived = arrived
         self._free = free
+        self.wanted = asyncio.Event()  # whether the model may be given turns
         self._subscription: Subscription | None = None
         self._inbox = ""
         self._pulls = 0
         self._signs: asyncio.Queue[str] = asyncio.Queue()
 
     async def serve(self, turnstile: asyncio.Lock, gate: asyncio.Event) -> None:
-        """Pull while gate is open. The turnstile lets one model after the other ask for what is queued already.
+        """Pull while gate is open and the model wanted. The turnstile lets one model after the other ask for what is
+        queued already.
 
         That is asked for all free slots at once: one after the other, 32 turns waited 0.2 s for their pulls (measured).
         """
         try:
             while True:
+                await self.wanted.wait()
                 async with turnstile:
                     await gate.wait()
-                    got = await self._pull_or_reopen(self._free(), wait=False)
-                if not got and gate.is_set():
+                    got = self.wanted.is_set() and await self._pull_or_reopen(self._free(), wait=False)
+                if not got and gate.is_set() and self.wanted.is_set():
                     await self._pull_or_reopen(1, wait=True)
         finally:
             await self._close()

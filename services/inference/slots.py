@@ -20,6 +20,7 @@ from contracts.turns import QueuedContext, Word
 from services.inference.claims import Claim, new_id
 from services.inference.contexts import Delivery
 from services.inference.generation import Bounds, Generation, request_of
+from services.inference.health import Health
 from services.inference.models.port import ModelServer
 from services.inference.presence import Beacon
 from services.inference.run import Lost, Run, Step, abandon, conclude, hear, next_step, terminal_of, waits_for_history
@@ -52,6 +53,7 @@ class Station:
     """What all slots of a worker share."""
 
     bus: Bus
+    health: Health
     beacon: Beacon
     rules: SlotRules
 
@@ -62,6 +64,7 @@ class TurnRun:
     def __init__(self, station: Station, server: ModelServer, delivery: Delivery, context: QueuedContext) -> None:
         event = context.event
         self._bus = station.bus
+        self._health = station.health
         self._beacon = station.beacon
         self._rules = station.rules
         self._delivery = delivery
@@ -118,6 +121,9 @@ class TurnRun:
 
     async def _generate(self) -> None:
         outcome = await self._generation.run(self._said.set)
+        if isinstance(outcome, Lost):
+            # Also where it was the last attempt: the next turn would meet the same server.
+            self._health.failed(self._context.data.model, outcome.code)
         self._become(conclude(self._run, outcome))
 
     async def _send_what_is_said(self) -> None:
@@ -140,7 +146,7 @@ class TurnRun:
         await asyncio.sleep(LOADING_AFTER_S)
         model, event = self._context.data.model, self._context.event
         loading = Loading(session_id=event.session_id, turn_id=self._context.turn_id, model=model)
-        while not self._answer.begun and not await self._beacon.is_loaded(model):
+        while not self._answer.begun and not await self._health.is_loaded(model):
             await self._bus.publish_live(self._feed, encode(loading))
             await asyncio.sleep(LOADING_AGAIN_S)
 
@@ -162,13 +168,10 @@ class TurnRun:
 
     async def _answer_for_delivery(self, step: Step) -> None:
         """The one place that acks, gives back, or leaves the context to the queue's own clock."""
-        outcome = self._run.outcome
         done = False
         if step is Step.ACK:
             done = await self._delivery.ack() or await self._delivery.ack()
         elif step is Step.GIVE_BACK:
-            if isinstance(outcome, Lost) and outcome.code != "worker_lost":
-                self._beacon.server_lost(outcome.code)
             # History must hear that the run is over before it hears another claim, or it refuses that one.
             self._beacon.end(self._run.run_id)
             await self._beacon.say()

@@ -1,7 +1,8 @@
 """Step 11, inference/worker: takes contexts for free slots, one run per slot, and drains when it is told to.
 
 Owns the slots, and the gate that says whether a context may be taken: a slot is free, the model server is well, and the
-process is not ending. Must never hold a context that it has no slot for: it goes straight back to the queue.
+process is not ending. For a model in trouble nothing is asked. Must never hold a context that it has no slot for: it
+goes straight back to the queue.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from contracts import subjects
 from contracts.errors import ContractError
 from contracts.turns import read_context
-from services.inference.contexts import ContextQueue, Delivery
+from services.inference.contexts import PULL_EXPIRES_S, ContextQueue, Delivery
+from services.inference.health import OK, Health, TrialTimes
 from services.inference.models.port import ModelServer
 from services.inference.presence import Beacon, Identity
 from services.inference.slots import SlotRules, Station, TurnRun
@@ -46,10 +49,13 @@ class Worker:
         self._running: dict[asyncio.Task[None], TurnRun] = {}
         self._gate = asyncio.Event()
         self._turnstile = asyncio.Lock()
-        self._queues: dict[str, asyncio.Task[None]] = {}
+        self._queues: dict[str, tuple[ContextQueue, asyncio.Task[None]]] = {}
         self._models_changed = asyncio.Event()
-        self.beacon = Beacon(bus, servers.asked, identity, self._on_server_change)
-        self._station = Station(bus, self.beacon, rules)
+        times = TrialTimes(turn_s=rules.bounds.first_token_s, at_most_s=rules.bounds.turn_s)
+        tells_loads = identity.server_kind == "ollama"
+        self.health = Health(servers.asked, times, self._on_health_change, tells_loads=tells_loads)
+        self.beacon = Beacon(bus, self.health, identity)
+        self._station = Station(bus, self.health, self.beacon, rules)
         bus.after_reconnect(self._on_gap)
         bus.after_drop(self._on_gap)
 
@@ -58,7 +64,8 @@ class Worker:
         await self._bus.subscribe(subjects.HELLO, self._on_hello)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self.beacon.keep_probing())
+                group.create_task(self.health.keep_asking())
+                group.create_task(self.health.keep_trying())
                 group.create_task(self.beacon.keep_saying())
                 while True:
                     self._models_changed.clear()
@@ -87,17 +94,22 @@ class Worker:
             await asyncio.wait(set(self._running), timeout=max(0.0, within_s))
 
     def _serve_queues(self, group: asyncio.TaskGroup) -> None:
-        """One pull loop for each model that the server has now."""
-        models = {model.name for model in self.beacon.models}
+        """One pull loop for each model that the server has; it pulls while the model may be given turns."""
+        models = {model.name for model in self.health.models}
         for gone in self._queues.keys() - models:
-            group.create_task(cancel_all([self._queues.pop(gone)]))
+            group.create_task(_end_after_its_pull(*self._queues.pop(gone)))
         for new in sorted(models - self._queues.keys()):
-            queue = ContextQueue(self._bus, new, self._take, lambda: len(self._idle))
-            self._queues[new] = group.create_task(queue.serve(self._turnstile, self._gate))
+            queue = ContextQueue(self._bus, new, partial(self._take, new), lambda: len(self._idle))
+            self._queues[new] = queue, group.create_task(queue.serve(self._turnstile, self._gate))
+        for model, (queue, _) in self._queues.items():
+            if self.health.serves(model):
+                queue.wanted.set()
+            else:
+                queue.wanted.clear()
 
-    async def _take(self, delivery: Delivery) -> None:
+    async def _take(self, model: str, delivery: Delivery) -> None:
         """A context has come: into a free slot, or back. Two models' pulls may meet in the last free slot."""
-        if not self._gate.is_set():
+        if not self._gate.is_set() or not self.health.serves(model):
             await delivery.give_back()
             return
         try:
@@ -122,12 +134,13 @@ class Worker:
             log.error("run_died", task=ended.get_name(), exc_info=error)
 
     def _mind_gate(self) -> None:
-        if self._idle and self.beacon.well and not self.beacon.stopping:
+        if self._idle and self.health.state == OK and not self.beacon.stopping:
             self._gate.set()
         else:
             self._gate.clear()
 
-    def _on_server_change(self) -> None:
+    def _on_health_change(self) -> None:
+        self.beacon.say_soon()
         self._mind_gate()
         self._models_changed.set()
 
@@ -138,3 +151,10 @@ class Worker:
         self.beacon.say_soon()
         for turn in self._running.values():
             turn.ask_soon()
+
+
+async def _end_after_its_pull(queue: ContextQueue, serving: asyncio.Task[None]) -> None:
+    """End a pull loop once its last pull has expired: what came to one that nobody hears would lie there for 10 s."""
+    queue.wanted.clear()
+    await asyncio.sleep(PULL_EXPIRES_S)  # pace: it begins no further one
+    await cancel_all([serving])

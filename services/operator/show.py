@@ -17,6 +17,7 @@ from rich.text import Text
 from contracts.keys import KeyRecord
 from contracts.parked import ParkedActReply, ParkedRow
 from contracts.queries import StatusReply
+from contracts.turns import ModelPresence
 from services.operator.plan import Plan
 from services.operator.programs import BOX, NATS
 from services.operator.supervisor import ProcessState
@@ -173,12 +174,17 @@ def _print_history(console: Console, history: StatusReply, lag: int | None) -> N
 def _workers_table(status: Status) -> Table:
     table = Table("worker", "server", "slots", "free", "models", box=None, pad_edge=False)
     for worker in status.workers:
-        models = ", ".join(model.name for model in worker.models) or "none"
+        models = ", ".join(_offered(model) for model in worker.models) or "none"
         server = f"{worker.server_kind} {worker.server}"
         table.add_row(worker.worker_id, server, str(worker.slots), str(worker.free), models)
     if not status.workers:
         table.add_row("none", "", "", "", "")
     return table
+
+
+def _offered(model: ModelPresence) -> str:
+    """A model's name, and why its worker takes no turn of it, if so."""
+    return f"{model.name} ({model.trouble})" if model.trouble else model.name
 
 
 def _mib(size: int) -> str:

@@ -17,10 +17,11 @@ def presence(
     server: str = "ok",
     window: int | None = None,
     stopping: bool = False,
+    trouble: str | None = None,
 ) -> Presence:
     return Presence(
         worker_id=worker,
-        models=[ModelPresence(name=model, window=window)] if model else [],
+        models=[ModelPresence(name=model, window=window, trouble=trouble)] if model else [],
         server=server,
         server_kind="ollama",
         slots=1,
@@ -84,6 +85,9 @@ def test_whether_a_model_is_served() -> None:
         ([presence(server="model_unreachable")], "sick"),
         ([presence(server="model_unreachable", model=None)], "sick"),
         ([presence(server="model_unreachable"), presence("w2")], "served"),
+        ([presence(trouble="model_stalled")], "sick"),
+        ([presence(trouble="model_stalled"), presence("w2")], "served"),
+        ([presence(model="other", trouble="model_stalled")], "absent"),
     ):
         assert awake(*heard).at(LATER).service_of("m") == found
     assert awake(presence(model="other")).at(LATER).service_of(None) == "served"
@@ -92,6 +96,7 @@ def test_whether_a_model_is_served() -> None:
 def test_the_model_that_a_turn_gets_if_nobody_named_one() -> None:
     assert awake(presence("w1", "b"), presence("w2", "a")).at(LATER).first_model() == "b", "the first heard"
     assert awake(presence(server="model_unreachable")).at(LATER).first_model() is None
+    assert awake(presence(trouble="model_stalled")).at(LATER).first_model() == "m", "not another one for a while"
     assert awake(presence(stopping=True), presence("w2", None)).at(LATER).first_model() is None
 
 

@@ -75,7 +75,8 @@ class OpenAI:
         if model not in self._names:
             self._names = frozenset(name for name, _ in await self._list())
         if model not in self._names:
-            raise ModelFailure("model_not_found", "the server does not list the model")
+            # It was offered to history a moment ago, and lists flap: only a server's own 404 is its last word.
+            raise ModelFailure("model_not_found", "the server does not list the model", again=True)
 
     async def _list(self) -> list[tuple[str, dict[str, Any]]]:
         """(name, entry) of GET /models."""
