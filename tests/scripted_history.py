@@ -46,6 +46,8 @@ USER = "anna"
 # Ollama lists a model without a tag as :latest, so these have one.
 MODEL = "small:1b"
 OTHER_MODEL = "other:1b"
+# A worker's process takes half a second to start, on a machine that is busy with other tests twenty.
+SEEN_TIMEOUT_S = 60.0
 
 
 def new_id() -> str:
@@ -121,7 +123,7 @@ class ScriptedHistory:
         """How many contexts the queue holds."""
         return int((await self.client.jetstream().stream_info(subjects.CONTEXT_STREAM)).state.messages)
 
-    async def ended(self, turn: Turn, timeout_s: float = 15.0) -> Event:
+    async def ended(self, turn: Turn, timeout_s: float = SEEN_TIMEOUT_S) -> Event:
         """The turn's terminal."""
         await eventually(lambda: turn.end is not None, reason="the turn ends", timeout_s=timeout_s)
         assert turn.end is not None
@@ -144,7 +146,7 @@ class ScriptedHistory:
                 if all(getattr(presence, name) == value for name, value in wanted.items())
             ]
 
-        return (await eventually(fitting, reason=f"a presence with {wanted}"))[-1]
+        return (await eventually(fitting, reason=f"a presence with {wanted}", timeout_s=SEEN_TIMEOUT_S))[-1]
 
     async def follow(self) -> None:
         """Read the intake, one event after the other, for ever."""
