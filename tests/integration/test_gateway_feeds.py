@@ -263,7 +263,8 @@ async def test_what_was_lost_on_the_way_is_asked_for_at_once(tmp_path: Path, los
         _, viewer = await whole.watch()
         whole.record("session_renamed", None, title="x")
         if lost == "connection":
-            whole.bus.client._transport.close()
+            transport: Any = whole.bus.client._transport
+            transport.close()
         else:
             dropped = SlowConsumerError(subjects.session_feed(USER, SESSION), "", 1, whole.bus.client._subs[1])
             await whole.bus.client._error_cb(dropped)

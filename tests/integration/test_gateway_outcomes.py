@@ -26,6 +26,7 @@ async def test_an_outcome_that_went_lost_is_asked_for(tmp_path: Path) -> None:
     )
     replies = [OutcomeReply(status="pending", outcome=None), OutcomeReply(status="recorded", outcome=found)]
     asked: list[OutcomeQuery] = []
+    seen: list[tuple[str, str, int]] = []
 
     async def answer(msg: Msg) -> None:
         query = read_query("outcome", msg.data)
@@ -36,7 +37,7 @@ async def test_an_outcome_that_went_lost_is_asked_for(tmp_path: Path) -> None:
     async with broker(tmp_path) as b:
         bus = Bus(BusAddress(b.url, b.user, b.password), "gateway")
         await bus.connect()
-        intake = Intake(bus, History(bus))
+        intake = Intake(bus, History(bus), lambda *recorded: seen.append(recorded))
         await intake.start()
         await bus.subscribe(subjects.history_query("outcome", USER), answer)
         sent = await intake.publish(event)
@@ -45,4 +46,5 @@ async def test_an_outcome_that_went_lost_is_asked_for(tmp_path: Path) -> None:
         assert intake.unrecorded(USER, event.session_id) == 0
         await intake.stop()
         await bus.stop()
+    assert seen == [(USER, event.session_id, 1)], "who watches is to see it"
     assert {(query.event_id, query.data_hash) for query in asked} == {(event.event_id, event.data_hash)}
