@@ -36,13 +36,19 @@ class Usage(Contract):
     cached_tokens: Annotated[int, Field(ge=0)] | None = None
 
 
+# What a message does while a turn of its session is unfinished: it waits behind it, stops it and what waits (what was
+# said of it is kept), or is refused session_busy.
+OnBusy = Literal["queue", "interrupt", "reject"]
+
+
 class SessionStarted(Contract):
-    """A session began, or began again after a delete. Written by a gateway."""
+    """A session began, or began again after a delete. on_busy: of messages that do not say. Written by a gateway."""
 
     name: Key | None = None
     title: Annotated[Text, Field(max_length=200)] | None = None
     model: ModelName | None = None
     system: Annotated[Text, Field(max_length=100_000)] | None = None
+    on_busy: OnBusy | None = None
 
 
 class SessionRenamed(Contract):
@@ -51,12 +57,14 @@ class SessionRenamed(Contract):
     title: Annotated[Text, Field(max_length=200)]
 
 
-# What a message does while a turn of its session is unfinished: it waits behind it, or is refused session_busy.
-OnBusy = Literal["queue", "reject"]
+class SessionConfigured(Contract):
+    """A setting of the session changed; what is left out stays as it was. Written by a gateway."""
+
+    on_busy: OnBusy | None = None
 
 
 class UserMessageSubmitted(Contract):
-    """A user said something, which opens a turn. Written by a gateway.
+    """A user said something, which opens a turn. on_busy left out: as the session has it. Written by a gateway.
 
     parent_id left out: the session's head when it is recorded; null: a new root; an id: an answer of this session.
     """
@@ -71,7 +79,9 @@ class UserMessageSubmitted(Contract):
 
 
 class CancelRequested(Contract):
-    """A user stopped a turn (turn_id in the envelope). Written by a gateway."""
+    """A user stopped a turn (turn_id in the envelope). Written by a gateway; by history where another
+    message interrupts it.
+    """
 
 
 class TurnClaimed(Contract):
@@ -151,6 +161,7 @@ class AnswerStarted(Contract):
 EventData = (
     SessionStarted
     | SessionRenamed
+    | SessionConfigured
     | UserMessageSubmitted
     | CancelRequested
     | TurnClaimed
@@ -165,6 +176,7 @@ EventData = (
 REGISTRY: dict[str, tuple[int, type[EventData]]] = {
     "session_started": (1, SessionStarted),
     "session_renamed": (1, SessionRenamed),
+    "session_configured": (1, SessionConfigured),
     "user_message_submitted": (1, UserMessageSubmitted),
     "cancel_requested": (1, CancelRequested),
     "turn_claimed": (1, TurnClaimed),
@@ -178,7 +190,6 @@ REGISTRY: dict[str, tuple[int, type[EventData]]] = {
 # Names that are taken: their shapes come with the issue that first writes them; until then a reader parks them.
 RESERVED: frozenset[str] = frozenset(
     {
-        "session_configured",
         "session_cleared",
         "session_archived",
         "session_unarchived",
@@ -200,13 +211,15 @@ TERMINALS: frozenset[str] = frozenset({"answer_completed", "answer_failed", "ans
 
 # What each writer may publish to the intake; history writes the rest, straight to the log.
 GATEWAY_WRITES: frozenset[str] = frozenset(
-    {"session_started", "session_renamed", "user_message_submitted", "cancel_requested"}
+    {"session_started", "session_renamed", "session_configured", "user_message_submitted", "cancel_requested"}
 )
 INFERENCE_WRITES: frozenset[str] = frozenset({"turn_claimed", *TERMINALS})
-HISTORY_WRITES: frozenset[str] = frozenset({"context_assembled", "answer_started", "answer_failed", "answer_cancelled"})
+HISTORY_WRITES: frozenset[str] = frozenset(
+    {"cancel_requested", "context_assembled", "answer_started", "answer_failed", "answer_cancelled"}
+)
 
 # Events that sessions' lists are made of: they are also told on the user's own feed.
-SESSION_EVENTS: frozenset[str] = frozenset({"session_started", "session_renamed"})
+SESSION_EVENTS: frozenset[str] = frozenset({"session_started", "session_renamed", "session_configured"})
 
 _TURNLESS = SESSION_EVENTS
 

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from contracts.base import Contract, Key, Text, Time, UserId, Uuid, compact, parse
 from contracts.errors import Code, ContractError
+from contracts.events import OnBusy
 from contracts.turns import Go, OutcomeMessage, Stop
 
 T = TypeVar("T", bound=Contract)
@@ -81,6 +82,7 @@ class SessionRow(Contract):
     title: Text | None
     model: Text | None
     system: Text | None
+    on_busy: OnBusy = "queue"  # what a message that does not say does while a turn is unfinished
     head: Uuid | None  # the answer that the next message follows
     version: int
     position: int

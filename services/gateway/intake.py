@@ -16,7 +16,9 @@ from contracts.base import KEY_BYTES
 from contracts.envelope import Envelope, Event, write_event
 from contracts.errors import Code, ContractError
 
-GatewayType = Literal["session_started", "session_renamed", "user_message_submitted", "cancel_requested"]
+GatewayType = Literal[
+    "session_started", "session_renamed", "session_configured", "user_message_submitted", "cancel_requested"
+]
 
 UnknownCode = Literal["session_unknown", "turn_unknown"]
 
@@ -36,7 +38,7 @@ MIN_DISK_FREE_BYTES = 512 * 1024 * 1024
 RETRY_AFTER_S = 5
 
 _MESSAGE_FIELDS = ("parent_id", "text", "model", "options", "on_busy")
-_SESSION_FIELDS = ("name", "title", "model", "system")
+_SESSION_FIELDS = ("name", "title", "model", "system", "on_busy")
 
 
 class Refused(Exception):
@@ -99,6 +101,11 @@ def session(request: Request, given: Mapping[str, Any]) -> Event:
 def rename(request: Request, given: Mapping[str, Any]) -> Event:
     """session_renamed from the client's own JSON. Raises Refused."""
     return _event(request, "session_renamed", _kept(given, ("title",)), None)
+
+
+def configure(request: Request, given: Mapping[str, Any]) -> Event:
+    """session_configured from the client's own JSON. Raises Refused."""
+    return _event(request, "session_configured", _kept(given, ("on_busy",)), None)
 
 
 def cancel(request: Request, turn_id: str) -> Event:

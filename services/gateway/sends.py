@@ -17,6 +17,7 @@ import uuid_utils
 
 from contracts import ids
 from contracts.base import time_text
+from contracts.envelope import Event
 from contracts.queries import SessionRow
 from services.gateway import intake
 from services.gateway.bus import Intake, Sent
@@ -27,6 +28,11 @@ from services.gateway.queries import History, HistoryAway
 # Sessions that were seen to exist, of all users: some 200 bytes each.
 KNOWN_SESSIONS = 10_000
 NAME_PREFIX = "name:"
+# What a client may change of a session, and the event that says so.
+_CHANGES: tuple[tuple[str, str, Callable[[Request, Mapping[str, Any]], Event]], ...] = (
+    ("title", "session_renamed", intake.rename),
+    ("on_busy", "session_configured", intake.configure),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +88,16 @@ class Sends:
         intake.check_room(await self._heard.room(None, self._intake.unrecorded(user_id, session_id)))
         return await self._intake.publish(event)
 
-    async def rename(self, user_id: str, session_id: str, key: str, given: Mapping[str, Any]) -> Sent:
-        """An accepted session_renamed. Raises Refused."""
-        event_id = self._event_id(user_id, session_id, "session_renamed", key)
-        event = intake.rename(Request(user_id, session_id, event_id, self._clock.now()), given)
+    async def change(self, user_id: str, session_id: str, key: str, given: Mapping[str, Any]) -> list[Sent]:
+        """An accepted session_renamed, session_configured, or both. Raises Refused."""
+        changes: list[Event] = []
+        for field, event_type, written in _CHANGES:
+            if field in given:
+                event_id = self._event_id(user_id, session_id, event_type, key)
+                changes.append(written(Request(user_id, session_id, event_id, self._clock.now()), given))
         await self._model_of(user_id, session_id)
         intake.check_room(await self._heard.room(None, self._intake.unrecorded(user_id, session_id)))
-        return await self._intake.publish(event)
+        return [await self._intake.publish(event) for event in changes]
 
     async def cancel(self, user_id: str, session_id: str, turn_id: str, key: str | None) -> Sent:
         """An accepted cancel_requested. Raises Refused."""

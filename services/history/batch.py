@@ -14,7 +14,7 @@ import structlog
 from contracts.envelope import Event
 from contracts.errors import ContractError
 from contracts.events import TERMINALS, CancelRequested, TurnClaimed
-from contracts.turns import Cancel, OutcomeMessage, Recorded
+from contracts.turns import OutcomeMessage, Recorded
 from services.history.arrivals import Delivery, Sender, read_delivery, sender_of
 from services.history.draft import CoreFailed, Draft
 from services.history.effects import TellSender, TellWorkers
@@ -149,8 +149,8 @@ class Batch:
         turn_id = str(event.turn_id)
         if event.type in TERMINALS:
             self._draft.effects.append(TellWorkers(session.user_id, Recorded(turn_id=turn_id)))
-        elif isinstance(event.data, CancelRequested) and session.turns[turn_id].cancelling:
-            self._draft.effects.append(TellWorkers(session.user_id, Cancel(turn_id=turn_id)))
+        elif isinstance(event.data, CancelRequested):
+            self._draft.tell_to_stop(session, turn_id)
 
     def _tell_sender(self, delivery: Delivery, outcome: StoredOutcome, user_id: str) -> None:
         self._decided = outcome_message(outcome, user_id)

@@ -16,6 +16,7 @@ from contracts.envelope import Envelope, Event, write_event
 from contracts.errors import ContractError
 from contracts.events import SESSION_EVENTS, TERMINALS, schema_version_of
 from contracts.frames import event_frame
+from contracts.turns import Cancel
 from services.history.context import ContextLimits
 from services.history.effects import Effect, Show, TellWorkers, Unqueue
 from services.history.log.port import LogError, Stored, Transaction
@@ -150,12 +151,19 @@ class Draft:
             self.answer_claim(session, turn.turn_id)
             if turn.model is not None:
                 self.effects.append(Unqueue(turn.turn_id, turn.model))
+        elif followed.type == "cancel_requested":
+            self.tell_to_stop(session, turn.turn_id)
 
     def end(self, user_id: str, session_id: str, turn_id: str, code: str) -> None:
         """End an unfinished turn that no worker ends."""
         session = self.working.session(user_id, session_id)
         with self.whole():
             self.follow(session, ended_by_history(session.turns[turn_id], code))
+
+    def tell_to_stop(self, session: Session, turn_id: str) -> None:
+        """The worker that runs it, if one does: deadlines go on telling it."""
+        if session.turns[turn_id].cancelling:
+            self.effects.append(TellWorkers(session.user_id, Cancel(turn_id=turn_id)))
 
     def answer_claim(self, session: Session, turn_id: str) -> None:
         """Not while catching up: the worker asks, and is answered from the whole log."""

@@ -21,7 +21,9 @@ from contracts.events import (
     AnswerStarted,
     CancelRequested,
     ContextAssembled,
+    OnBusy,
     Options,
+    SessionConfigured,
     SessionRenamed,
     SessionStarted,
     TurnClaimed,
@@ -90,6 +92,7 @@ class Session:
     title: str | None = None
     model: str | None = None
     system: str | None = None
+    on_busy: OnBusy = "queue"
     shown_system: str | None = None  # the prompt of the latest context: it is logged only where it changes
     head: str | None = None
     messages: dict[str, Message] = field(default_factory=dict)
@@ -135,15 +138,18 @@ class Circumstances:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """An event that follows from another one; history gives it its id, time and place."""
+    """An event that follows from another one; history gives it its id, time and place. asked_by: that other event,
+    where the turn does not know it.
+    """
 
-    type: Literal["answer_started", "answer_failed", "answer_cancelled"]
+    type: Literal["cancel_requested", "answer_started", "answer_failed", "answer_cancelled"]
     turn_id: str
     data: dict[str, Any]
+    asked_by: str | None = None
 
     def cause(self, turn: Turn) -> str:
         """What it names as its cause, once that is recorded: who asked for the turn's end, else what began it."""
-        asked_by = turn.cancelled_by if self.type == "answer_cancelled" else None
+        asked_by = turn.cancelled_by if self.type == "answer_cancelled" else self.asked_by
         return asked_by or turn.cause
 
 
@@ -175,10 +181,10 @@ def decide(session: Session, event: Event, rules: Rules, circumstances: Circumst
         return _decide_claim(session, str(event.turn_id), data.run, rules, circumstances)
     if session.version == 0:
         return _refused("session_unknown")
-    if isinstance(data, SessionRenamed):
+    if isinstance(data, SessionRenamed | SessionConfigured):
         return Decision()
     if isinstance(data, UserMessageSubmitted):
-        return _decide_message(session, data, rules)
+        return _decide_message(session, event.event_id, data, rules)
     if isinstance(data, AnswerCompleted | AnswerFailed | AnswerCancelled):
         return _decide_terminal(session, str(event.turn_id), data.attempt, circumstances)
     if isinstance(data, CancelRequested):
@@ -186,17 +192,28 @@ def decide(session: Session, event: Event, rules: Rules, circumstances: Circumst
     raise TypeError(f"{event.type} does not come from the intake")
 
 
-def _decide_message(session: Session, data: UserMessageSubmitted, rules: Rules) -> Decision:
+def _decide_message(session: Session, event_id: str, data: UserMessageSubmitted, rules: Rules) -> Decision:
     if data.parent_id is not None:
         parent = session.messages.get(data.parent_id)
         if parent is None or parent.role != "assistant":
             return _refused("parent_unknown")
-    if data.on_busy == "reject" and any(True for _ in session.open_turns()):
+    unfinished = list(session.open_turns())
+    on_busy = data.on_busy or session.on_busy
+    if on_busy == "reject" and unfinished:
         return _refused("session_busy")
-    waiting = sum(1 for turn in session.open_turns() if turn.phase == "waiting")
-    if waiting >= rules.waiting_per_session:
+    if on_busy == "interrupt":
+        return Decision(follows=tuple(each for turn in unfinished for each in _interrupted(turn, event_id)))
+    if sum(turn.phase == "waiting" for turn in unfinished) >= rules.waiting_per_session:
         return _refused("queue_full")
     return Decision()
+
+
+def _interrupted(turn: Turn, by_event_id: str) -> tuple[Followed, ...]:
+    """As if its user had stopped it: the new message asks for it in its user's place."""
+    if turn.cancelling:
+        return ()
+    asked = Followed("cancel_requested", turn.turn_id, {}, by_event_id)
+    return (asked,) if turn.phase == "running" else (asked, ended_by_history(turn, "cancelled"))
 
 
 def _decide_claim(session: Session, turn_id: str, run: str, rules: Rules, circumstances: Circumstances) -> Decision:
@@ -282,8 +299,11 @@ def evolve(session: Session, event: Event, position: int) -> Session:
     data = event.data
     if isinstance(data, SessionStarted):
         session.name, session.title, session.model, session.system = data.name, data.title, data.model, data.system
+        session.on_busy = data.on_busy or "queue"
     elif isinstance(data, SessionRenamed):
         session.title = data.title
+    elif isinstance(data, SessionConfigured):
+        session.on_busy = data.on_busy or session.on_busy
     elif isinstance(data, UserMessageSubmitted):
         _add_turn(session, event, data, position)
     else:

@@ -248,7 +248,7 @@ def test_a_queued_context_keeps_the_recorded_event() -> None:
         '{"type":"send","session":"a","text":1}',
         '{"type":"send","session":"a","text":"x","options":{"temperature":3}}',
         '{"type":"send","session":"a","text":"x","options":{"banana":1}}',
-        '{"type":"send","session":"a","text":"x","on_busy":"interrupt"}',
+        '{"type":"send","session":"a","text":"x","on_busy":"whatever"}',
         '{"type":"cancel","session":"a"}',
         '{"type":"cancel","session":"a","turn":7}',
         '{"type":"cancel","session":"a","turn":"t","attempt":1}',

@@ -106,6 +106,34 @@ async def test_a_send_that_is_not_to_wait_is_refused_on_every_door_while_an_answ
         assert await turns_of(web, session_id) == {turn_id, again.json()["turn_id"]}
 
 
+async def test_a_send_that_interrupts_keeps_what_was_said_and_goes_on(running: Installation) -> None:
+    """By the session's setting, and by the send's own word, which goes first."""
+    async with http(running.http(0)) as web, chatter(running.ws(1)) as socket:
+        created = (await web.post("/v1/sessions", json={"on_busy": "reject"})).json()
+        session_id, path = created["session_id"], f"/v1/sessions/{created['session_id']}"
+        view = await socket.attach(session_id, session_id)
+        await running.standin.control.speed(token_gap_ms=20, answer_tokens=1500)
+        first = (await send(web, session_id, "first")).json()["turn_id"]
+        await socket.until(lambda: view.token_frames.get(first), "something was said")
+        assert (await send(web, session_id, "second")).json()["code"] == "session_busy"
+        await socket.tell(type="send", session=session_id, text="second", on_busy="interrupt")
+        await socket.until(lambda: socket.replies("accepted"), "accepted")
+        second = socket.replies("accepted")[0]["turn_id"]
+        await socket.until(lambda: view.token_frames.get(second), "the second answer began")
+        assert view.ended(first)
+        assert view.answers[first].text
+        changed = await web.patch(path, json={"on_busy": "interrupt", "title": "hasty"})
+        assert {"on_busy": "interrupt", "title": "hasty"}.items() <= changed.json().items()
+        assert (await web.patch(path, json={})).json() == changed.json(), "nothing to change"
+        assert (await web.patch(path, json={"on_busy": None})).status_code == 422
+        await running.standin.control.speed(token_gap_ms=0, answer_tokens=1)
+        third = (await web.post(f"{path}/messages?wait=answer", json={"text": "third"})).json()
+        listed = (await web.get(f"{path}/messages")).json()["messages"]
+        told = [(each["turn_id"], each["status"], bool(each["text"])) for each in listed if each["role"] == "assistant"]
+        ids = [first, second, third["turn_id"]]
+        assert told == list(zip(ids, ["cancelled", "cancelled", "completed"], [True] * 3, strict=True))
+
+
 async def test_a_session_of_a_name_is_one_session_everywhere(running: Installation) -> None:
     async with http(running.http(0)) as one, http(running.http(1)) as two:
         answers = await asyncio.gather(*(client.post("/v1/sessions", json={"name": "mine"}) for client in (one, two)))

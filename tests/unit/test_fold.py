@@ -60,6 +60,8 @@ def live(on: Scene) -> str:
             on.take(ended(said, end, 1, text="partly", usage={"prompt_tokens": 3}))
     on.running(session_id, "runs")
     on.take(message(session_id, "waits"), make_event("session_renamed", session_id, {"title": "new"}))
+    on.take(make_event("session_configured", session_id, {"on_busy": "interrupt"}))
+    on.take(make_event("session_configured", session_id, {}))
     return session_id
 
 
@@ -87,7 +89,8 @@ async def test_what_each_event_makes_of_the_views(on: Scene) -> None:
     session_id = live(on)
     rows = await fold(on)
     [session] = rows["sessions"]
-    assert (session[1], session[3], session[7]) == (session_id, "new", len(on.types(session_id)))
+    assert (session[1], session[3], session[6]) == (session_id, "new", "interrupt")
+    assert session[8] == len(on.types(session_id))
     answers = {row[9]: row for row in rows["messages"] if row[5] == "assistant"}
     assert set(answers) == {"completed", "failed", "cancelled", "running", "waiting"}
     texts = {status: row[6] for status, row in answers.items()}

@@ -36,10 +36,14 @@ class SessionBody(Contract):
     title: Annotated[Text, Field(max_length=200)] | None = None
     model: ModelName | None = None
     system: Annotated[Text, Field(max_length=100_000)] | None = None
+    on_busy: OnBusy | None = None
 
 
-class TitleBody(Contract):
-    title: Annotated[Text, Field(max_length=200)]
+class ChangeBody(Contract):
+    """What is to change of a session. What is left out stays, so null is nothing that either can be."""
+
+    title: Annotated[Text, Field(max_length=200)] = ""
+    on_busy: OnBusy = "queue"
 
 
 class MessageBody(Contract):

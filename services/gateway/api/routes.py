@@ -16,7 +16,7 @@ from contracts.base import Contract
 from contracts.queries import MessagesReply, SessionRow, SessionsReply
 from services.gateway.api import documents, events, health, messages, models, sessions, turns, ws
 from services.gateway.api.problems import MEDIA_TYPE, PROBLEM_SCHEMA
-from services.gateway.api.requests import EVENT_STREAM, JSON, KEY_HEADER, MessageBody, SessionBody, TitleBody
+from services.gateway.api.requests import EVENT_STREAM, JSON, KEY_HEADER, ChangeBody, MessageBody, SessionBody
 
 # user: it needs a user, whose token is in all that it reaches. public: it tells nothing of anybody.
 Policy = Literal["user", "public"]
@@ -47,9 +47,9 @@ ROUTES: tuple[Route, ...] = (
         "PATCH",
         "/v1/sessions/{session}",
         "user",
-        sessions.rename_session,
+        sessions.change_session,
         {200: "It is recorded", 202: _RECORDED[202]},
-        TitleBody,
+        ChangeBody,
     ),
     Route("GET", "/v1/sessions/{session}/messages", "user", messages.list_messages, reply=MessagesReply),
     Route(

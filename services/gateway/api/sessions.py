@@ -1,10 +1,11 @@
-"""Step 2, gateway/api/sessions: create, resume, list, get and rename sessions.
+"""Step 2, gateway/api/sessions: create, resume, list, get and change sessions.
 
 Owns the session routes. Must never decide whether a session exists: history does, and a name is only another id.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Query, Request
@@ -16,10 +17,10 @@ from contracts.turns import OutcomeMessage
 from services.gateway.api.outcomes import keyed, refusal_of
 from services.gateway.api.requests import (
     JSON,
+    ChangeBody,
     CurrentUser,
     Gateway,
     SessionBody,
-    TitleBody,
     check_accepts,
     read_body,
 )
@@ -34,21 +35,22 @@ async def create_session(request: Request, user_id: CurrentUser, parts: Gateway)
 
     async def create(key: str) -> Response:
         sent = await parts.sends.session(user_id, key, await read_body(request, SessionBody))
-        return await _session_response(parts, user_id, sent)
+        return await _session_response(parts, user_id, sent.event.session_id, [sent])
 
     return await keyed(request, parts, create)
 
 
-async def rename_session(request: Request, session: str, user_id: CurrentUser, parts: Gateway) -> Response:
-    """Change a session's title."""
+async def change_session(request: Request, session: str, user_id: CurrentUser, parts: Gateway) -> Response:
+    """Change a session's title, or what a message does while an answer is on its way."""
     check_accepts(request, JSON)
 
-    async def rename(key: str) -> Response:
-        given = await read_body(request, TitleBody)
-        sent = await parts.sends.rename(user_id, session_id_of(user_id, session), key, given)
-        return await _session_response(parts, user_id, sent)
+    async def change(key: str) -> Response:
+        given = await read_body(request, ChangeBody)
+        session_id = session_id_of(user_id, session)
+        sent = await parts.sends.change(user_id, session_id, key, given)
+        return await _session_response(parts, user_id, session_id, sent)
 
-    return await keyed(request, parts, rename)
+    return await keyed(request, parts, change)
 
 
 async def list_sessions(
@@ -66,18 +68,20 @@ async def get_session(session: str, user_id: CurrentUser, parts: Gateway) -> Ses
     return await parts.history.session(user_id, session_id_of(user_id, session))
 
 
-async def _session_response(parts: Parts, user_id: str, sent: Sent) -> Response:
-    """The session once the event is recorded; 202 where that takes longer."""
-    session_id = sent.event.session_id
-    outcome = await sent.outcome_within(parts.settings.gateway_outcome_s)
-    if outcome is None:
-        accepted = {"status": "accepted", "session_id": session_id, "event_id": sent.event.event_id}
-        return JSONResponse(accepted, status_code=202, headers={"Location": f"/v1/sessions/{session_id}"})
-    if not outcome.recorded:
-        raise refusal_of(outcome)
+async def _session_response(parts: Parts, user_id: str, session_id: str, sent: Sequence[Sent]) -> Response:
+    """The session once these events are recorded; 202 where that takes longer."""
+    status = 200
+    for each in sent:
+        outcome = await each.outcome_within(parts.settings.gateway_outcome_s)
+        if outcome is None:
+            accepted = {"status": "accepted", "session_id": session_id, "event_id": each.event.event_id}
+            return JSONResponse(accepted, status_code=202, headers={"Location": f"/v1/sessions/{session_id}"})
+        if not outcome.recorded:
+            raise refusal_of(outcome)
+        if await _began_with(parts, user_id, outcome):
+            status = 201
     row = await parts.history.session(user_id, session_id)
     parts.sends.know(user_id, row)
-    status = 201 if await _began_with(parts, user_id, outcome) else 200
     return JSONResponse(row.model_dump(mode="json"), status_code=status)
 
 

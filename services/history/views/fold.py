@@ -17,6 +17,7 @@ from contracts.events import (
     AnswerFailed,
     AnswerStarted,
     ContextAssembled,
+    SessionConfigured,
     SessionRenamed,
     SessionStarted,
     UserMessageSubmitted,
@@ -69,6 +70,8 @@ def fold(recorded: Recorded, head_of: HeadOf, encode: Callable[[Any], str]) -> l
     touched = _touched(recorded)
     if isinstance(data, SessionRenamed):
         return [_session_set(recorded, {**touched, "title": data.title})]
+    if isinstance(data, SessionConfigured):
+        return [_session_set(recorded, touched | ({"on_busy": data.on_busy} if data.on_busy else {}))]
     if isinstance(data, UserMessageSubmitted):
         return [*_turn(recorded, data, head_of), _session_set(recorded, {**touched, "head": data.answer_id})]
     if isinstance(data, AnswerCompleted | AnswerFailed | AnswerCancelled):
@@ -94,6 +97,7 @@ def _session(recorded: Recorded, data: SessionStarted) -> Put:
             "title": data.title,
             "model": data.model,
             "system": data.system,
+            "on_busy": data.on_busy or "queue",
             "head": None,
             "version": recorded.version,
             "position": recorded.position,

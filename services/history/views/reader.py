@@ -20,7 +20,7 @@ from contracts.queries import (
 from services.history.views.store import ViewStore
 
 _SESSION = """
-    SELECT session_id, name, title, model, system, head, version, position, created_at, updated_at,
+    SELECT session_id, name, title, model, system, on_busy, head, version, position, created_at, updated_at,
            (SELECT turn_id FROM turns WHERE turns.user_id = sessions.user_id
               AND turns.session_id = sessions.session_id AND status IN ('waiting', 'running')
             ORDER BY position LIMIT 1) AS active_turn_id

@@ -13,6 +13,7 @@ CREATE TABLE sessions (
     title      TEXT,
     model      TEXT,
     system     TEXT,
+    on_busy    TEXT NOT NULL,
     head       TEXT,             -- the answer that the next message follows
     version    INTEGER NOT NULL,
     position   INTEGER NOT NULL, -- of its latest event
