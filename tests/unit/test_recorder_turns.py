@@ -53,17 +53,17 @@ def test_users_are_served_in_turn_and_a_restart_keeps_whose_turn_it_is(on: Scene
     on.room = 1
     sessions = [begin(on, "greedy") for _ in range(4)]
     many = [message(session_id, user_id="greedy") for session_id in sessions]
-    one = message(begin(on, "modest"), user_id="modest")
-    on.take(*many, one)
+    others = [message(begin(on, user_id), user_id=user_id) for user_id in ("b", "c")]
+    on.take(*many, *others)
     queued = [only(on.of(Queue)).turn_id]
-    for _ in range(4):
+    for _ in range(5):
         [turn] = [turn for turn in on.recorder.open_turns() if turn.active]
         on.end([(turn, "no_worker")])
         queued.append(only(on.of(Queue)).turn_id)
         before = on.recorder.open_turns()
         on.reopen()
         assert on.recorder.open_turns() == before
-    assert queued == [turn.turn_id for turn in (many[0], many[1], one, *many[2:])], "the second came before hers"
+    assert queued == [turn.turn_id for turn in (*many[:2], *others, *many[2:])], "the second came before theirs"
 
 
 def test_what_waits_for_room_starts_when_there_is_some(on: Scene) -> None:
