@@ -132,9 +132,12 @@ async def played(folder: Path, quiet_s: float = 60) -> AsyncIterator[Played]:
         await bus.subscribe(subjects.history_query("events", USER), whole.answer)
         await bus.subscribe(subjects.turn(USER, TURN), whole.snapshot)
         whole.record("session_started", None)
-        yield whole
-        await feeds.stop()
-        await bus.stop()
+        try:
+            yield whole
+        finally:
+            # Else a test that fails never ends: nats-py would connect for ever to a broker that is gone.
+            await feeds.stop()
+            await bus.stop()
 
 
 def token(index: int) -> bytes:

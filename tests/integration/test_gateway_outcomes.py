@@ -40,11 +40,13 @@ async def test_an_outcome_that_went_lost_is_asked_for(tmp_path: Path) -> None:
         intake = Intake(bus, History(bus), lambda *recorded: seen.append(recorded))
         await intake.start()
         await bus.subscribe(subjects.history_query("outcome", USER), answer)
-        sent = await intake.publish(event)
-        assert intake.unrecorded(USER, event.session_id) == 1
-        assert await asyncio.wait_for(sent.outcome, 60) == found
-        assert intake.unrecorded(USER, event.session_id) == 0
-        await intake.stop()
-        await bus.stop()
+        try:
+            sent = await intake.publish(event)
+            assert intake.unrecorded(USER, event.session_id) == 1
+            assert await asyncio.wait_for(sent.outcome, 30) == found
+            assert intake.unrecorded(USER, event.session_id) == 0
+        finally:
+            await intake.stop()
+            await bus.stop()
     assert seen == [(USER, event.session_id, 1)], "who watches is to see it"
     assert {(query.event_id, query.data_hash) for query in asked} == {(event.event_id, event.data_hash)}
