@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 3
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 
-.PHONY: up down status test soak mutants containers check bench contracts lock clean
+.PHONY: up down status test soak pauses mutants containers check bench contracts lock clean
 .DEFAULT_GOAL := up
 
 # The box's two wheels (130 MB) are installed only where the choice of the model server falls on it.
@@ -34,9 +34,12 @@ mutants: $(VENV)/.dev
 	$(BIN)/python -m tests.mutants
 
 # Kills, pauses and cuts the real stack, chosen by SEED (one is chosen and printed), until KILLS kills; docs/faults.md.
-KILLS ?= 1000
 soak: $(VENV)/.dev
-	@$(BIN)/python -m tests.faults.soak --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.faults.soak --kills $(or $(KILLS),1000) $(if $(SEED),--seed $(SEED))
+
+# How long watchers see nothing around KILLS kills of each process; docs/faults.md.
+pauses: $(VENV)/.dev
+	@$(BIN)/python -m tests.faults.pauses --kills $(or $(KILLS),50) $(if $(ONLY),--only $(ONLY))
 
 # Builds the images and runs compose.yaml; says so where no container engine answers.
 containers: $(VENV)/.dev

@@ -26,9 +26,13 @@ class Journal:
         self._began = time.monotonic()
 
     def write(self, kind: Kind, **fields: Any) -> None:
-        entry = {"at": round(time.monotonic() - self._began, 3), "kind": kind, **fields}
+        entry = {"at": round(self.now(), 3), "kind": kind, **fields}
         self.entries.append(entry)
         self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
+
+    def now(self) -> float:
+        """Seconds since it was begun, as each entry has them."""
+        return time.monotonic() - self._began
 
     def close(self) -> None:
         self._file.close()

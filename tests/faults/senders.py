@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import httpx
@@ -25,7 +26,8 @@ Told = tuple[Literal["ok", "fail", "unknown"], dict[str, Any]]
 # A turn that waits behind others under faults: then the client leaves it and asks again.
 ANSWER_TIMEOUT_S = 40.0
 BETWEEN_SENDS_S = (0.2, 1.5)
-WAYS, WEIGHTS = ("plain", "waiting", "streamed", "socket"), (5, 2, 2, 2)
+# How often each way is taken.
+WAYS = {"plain": 5, "waiting": 2, "streamed": 2, "socket": 2}
 REPEATS, STOPS, HANGS_UP = 0.1, 0.1, 0.005
 # Codes after which a client cannot know whether its message will be recorded.
 UNSURE = ("unknown", "internal", "stream_cut", "not_ready")
@@ -35,9 +37,10 @@ PLACE = ("status", "event_id", "turn_id", "position", "version")
 class Sender:
     """One person who writes one message after the other."""
 
-    def __init__(self, crowd: Crowd, name: str) -> None:
+    def __init__(self, crowd: Crowd, name: str, ways: Mapping[str, int] = WAYS) -> None:
         self._crowd = crowd
         self._name = name
+        self._ways = ways
         self._requests = 0
 
     async def send_for_ever(self) -> None:
@@ -68,7 +71,7 @@ class Sender:
 
     async def send(self, key: str, session_id: str) -> Told:
         """Once, in one of the ways."""
-        way = self._crowd.random.choices(WAYS, WEIGHTS)[0]
+        way = self._crowd.random.choices(list(self._ways), list(self._ways.values()))[0]
         text, journal = f"say {key}", self._crowd.journal
         journal.write("invoke", op="send", key=key, session_id=session_id, way=way)
         act = {"plain": self._plain, "waiting": self._waiting, "streamed": self._streamed, "socket": self._socket}[way]
