@@ -46,6 +46,10 @@ class Crowd:
         """Whether a client does something odd now; none does at the end."""
         return not self.resting and self.random.random() < of_one
 
+    def seen(self) -> int:
+        """How many events all watchers together hold."""
+        return sum(view.version for view in self.views)
+
     async def begin(self, count: int) -> None:
         """Sessions, before anything goes wrong."""
         async with plain_client(REQUEST_TIMEOUT_S, self.stack.door(0)) as client:

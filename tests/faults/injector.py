@@ -28,8 +28,8 @@ AT_ONCE = 4
 STALL_S = 8.0
 SLOW_LOAD_S = 4.0
 UP_WITHIN_S = 10.0
-# A part that is paused for a minute is not waited for.
-LULL_WITHIN_S, LULL_S = 20.0, 5.0
+# Some four turns, as all watchers together see them. A part that is paused for a minute is not waited for.
+LULL_EVENTS, LULL_WITHIN_S = 40, 25.0
 CONDITIONS = {
     "delay": Condition(delay_s=0.2),
     "slice": Condition(slice_bytes=3),
@@ -39,10 +39,11 @@ CONDITIONS = {
 
 @dataclass
 class Injector:
-    """One run's faults. counts: how often each was injected."""
+    """One run's faults. seen: how many events clients have seen; counts: how often each fault was injected."""
 
     stack: Stack
     plan: Iterable[Planned]
+    seen: Callable[[], int]
     counts: Counter[str]
 
     @property
@@ -71,10 +72,12 @@ class Injector:
             self.counts[f"ended by itself: {name}"] = count
 
     async def _lull(self) -> None:
-        """A slow machine's processes need longer to come up than faults leave them: now and then they get it."""
+        """A slow machine's processes need longer to come up than faults leave them: now and then clients get on."""
+        before = self.seen()
         with contextlib.suppress(AssertionError):
-            await self.stack.ready(LULL_WITHIN_S)
-        await asyncio.sleep(LULL_S)  # pace: clients get on meanwhile
+            await eventually(
+                lambda: self.seen() - before >= LULL_EVENTS, reason="clients get on", timeout_s=LULL_WITHIN_S
+            )
 
     async def _inject(self, fault: Fault) -> None:
         match fault:

@@ -16,7 +16,7 @@ LONG_PAUSE_S = 60.0
 SHORT_PAUSE_S = (0.5, 10.0)
 TROUBLE_S = (0.5, 4.0)
 BACK_AFTER_S = (0.0, 2.0)
-# The pace: a thousand kills in half an hour. After so many faults comes a lull, in which everything works.
+# The pace: a thousand kills in half an hour. After so many faults comes a lull, in which clients get on.
 BETWEEN_S = (0.3, 2.2)
 LULL_EVERY = 20
 AT_ONCE = (1, 1, 1, 2, 3)
@@ -70,7 +70,7 @@ Fault = Kill | Pause | Network | Model
 
 @dataclass(frozen=True)
 class Planned:
-    """A fault, so long after the one before began; lull: first everything works again."""
+    """A fault, so long after the one before began; lull: first clients get on."""
 
     after_s: float
     fault: Fault

@@ -56,7 +56,7 @@ async def soak(folder: Path, seed: int, kills: int, say: Callable[[str], None] =
     async def trouble(crowd: Crowd) -> None:
         parts = crowd.stack
         targets = Targets(sorted(parts.parts), sorted(parts.proxies), sorted(parts.controls))
-        injector = Injector(parts, plan(random.Random(dice.random()), kills, targets), counts)
+        injector = Injector(parts, plan(random.Random(dice.random()), kills, targets), crowd.seen, counts)
         teller = asyncio.create_task(_tell(say, kills, injector, crowd))
         try:
             await injector.run()
