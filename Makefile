@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 3
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 
-.PHONY: up down status test soak pauses mutants containers check bench contracts lock clean
+.PHONY: up down status test soak pauses simulate mutants containers check bench contracts lock clean
 .DEFAULT_GOAL := up
 
 # The box's two wheels (130 MB) are installed only where the choice of the model server falls on it.
@@ -40,6 +40,11 @@ soak: $(VENV)/.dev
 # How long watchers see nothing around KILLS kills of each process; docs/faults.md.
 pauses: $(VENV)/.dev
 	@$(BIN)/python -m tests.faults.pauses --kills $(or $(KILLS),50) $(if $(ONLY),--only $(ONLY))
+
+# Fresh schedules of the simulated core (tests/simulation); a failing one is printed as a program that repeats it.
+EXAMPLES ?= 1000
+simulate: $(VENV)/.dev
+	@$(BIN)/python -m tests.simulation $(EXAMPLES)
 
 # Builds the images and runs compose.yaml; says so where no container engine answers.
 containers: $(VENV)/.dev
