@@ -27,12 +27,13 @@ READY_TIMEOUT_S = 30.0
 
 @dataclass
 class Service:
-    """One process: python -m services.<name>. folder holds its log and its health socket."""
+    """One process: python -m services.<name>, or a test's double of it. folder holds its log and its health socket."""
 
     name: str
     folder: Path
     environment: dict[str, str]
     label: str = ""
+    module: str = ""
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -63,7 +64,11 @@ class Service:
         environment = {**inherited, "CHATLOG_HEALTH_ADDRESS": f"unix:{self.socket}", **self.environment}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{self.name}"], cwd=ROOT, env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", self.module or f"services.{self.name}"],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
 
     async def start(self) -> None:
