@@ -155,7 +155,8 @@ class Feeds:
         await self._bus.subscribe_repeated(subjects.HELLO, self._on_hello)
 
     async def ask_all(self) -> None:
-        """Something may have been missed anywhere."""
+        """Something may have been missed anywhere, history's hello too."""
+        self.history.forget_positions()
         for channel in tuple(self._channels.values()):
             channel.ask_again()
 

@@ -48,6 +48,11 @@ class History:
             if len(self._positions) > POSITIONS_KEPT:
                 self._positions.popitem(last=False)
 
+    def forget_positions(self) -> None:
+        """History has started anew, and its views with it: behind the log they are no longer, and after a restore the
+        log may never reach again what was shown."""
+        self._positions.clear()
+
     def position_of(self, user_id: str) -> int:
         return self._positions.get(user_id, 0)
 

@@ -39,7 +39,7 @@ from services.history.settings import HistorySettings
 from services.history.upkeep import Upkeep, queues_of
 from services.history.views.folder import ViewFolder
 from services.history.views.reader import ViewReader
-from services.history.views.store import ViewStore
+from services.history.views.store import ViewStore, folded_another_log
 from services.history.writer import LogThread, Writer
 from services.runtime import streams
 from services.runtime.bus import Bus, BusAddress
@@ -97,7 +97,7 @@ class History:
             await self._connect(stack)
             await stack.enter_async_context(listening(self._settings.health_address, self.reasons))
             await self._catch_up()
-            await self._open_views(events.epoch, stack)
+            await self._open_views(stack)
             await self._dispatch()
             await self._lifecycle.stopping.wait()
             self.ready = False
@@ -123,14 +123,16 @@ class History:
         self._lifecycle.supervise(self.follower.run(), "follower")
         await _first(self.follower.caught_up.wait(), self._lifecycle.stopping.wait())
 
-    async def _open_views(self, epoch: str, stack: AsyncExitStack) -> None:
+    async def _open_views(self, stack: AsyncExitStack) -> None:
+        # Before the old views go, which are all that tells.
+        if await folded_another_log(self._folder, self.reader):
+            await self.writer.begin_epoch("the views have folded another log")
         store = await ViewStore.open(self._folder, self.reader)
         stack.push_async_callback(store.close)
         self.views = ViewFolder(store, self.reader, self.writer)
         await self.views.catch_up()
         self._lifecycle.supervise(self.views.run(), "views")
-        self.epoch = epoch
-        queries = Queries(epoch, self.reader, ViewReader(store), self.views, self.writer)
+        queries = Queries(self.writer.epoch, self.reader, ViewReader(store), self.views, self.writer)
         queries.register(self.bus, self.status, self.thread.broke)
         Parking(self.reader, self.writer).register(self.bus, self.thread.broke)
         await self.bus.start()
@@ -218,7 +220,7 @@ class History:
         turns = await self.writer.open_turns()
         stream = self.follower.stream
         return StatusReply(
-            epoch=self.epoch,
+            epoch=self.writer.epoch,
             caught_up=self.follower.caught_up.is_set(),
             cursor=self.writer.cursor.sequence,
             last_sequence=stream.last_sequence if stream else 0,

@@ -122,6 +122,9 @@ class Follower:
         stream = await ask_stream(self._bus)
         cursor = check_stream(stream, self._writer.cursor, self._accept_gap)
         if cursor != self._writer.cursor:
+            if self._writer.cursor.stream_created is not None:
+                # Who accepts a gap may have put an older log in place, and nothing tells how much it has lost.
+                await self._writer.begin_epoch("a gap was accepted")
             await self._writer.record([], cursor)
         self._target = stream.last_sequence
         self._note_progress()

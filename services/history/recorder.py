@@ -38,6 +38,7 @@ class Recorder:
         self._bounds = bounds
         self._new_id = new_id
         self._cached_sessions = cached_sessions
+        self.epoch = log.epoch
         self._cursor = log.cursor()
         self._loaded: States | None = self._load()
         with log.look() as tx:
@@ -98,6 +99,13 @@ class Recorder:
         """Forget a parked event for good. False: it is not there (any more)."""
         with self._log.transaction(self._cursor, self._cursor) as tx:
             return tx.unpark(parked_id) is not None
+
+    def begin_epoch(self) -> None:
+        """Clients that were shown more, or other, than this log says must begin again."""
+        epoch = self._new_id().replace("-", "")
+        with self._log.transaction(self._cursor, self._cursor) as tx:
+            tx.begin_epoch(epoch)
+        self.epoch = epoch
 
     def drop_outcomes(self, decided_before: str) -> None:
         """Forget refusals and no-ops that were decided before this time."""

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import structlog
+
 from contracts.turns import Go, Stop
 from services.history.arrivals import Delivery
 from services.history.batch import Retried
@@ -19,6 +21,8 @@ from services.history.log.port import Cursor, LogError
 from services.history.publisher import Publisher
 from services.history.recorder import Committed, Recorder
 from services.history.scheduler import OpenTurn
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -100,6 +104,16 @@ class Writer:
         """Forget a parked event for good; whether it was there."""
         async with self._order:
             return await self._thread.run(lambda: self._recorder.discard_parked(parked_id))
+
+    @property
+    def epoch(self) -> str:
+        return self._recorder.epoch
+
+    async def begin_epoch(self, reason: str) -> None:
+        """This log is not the one that clients were shown: cursors of before get a resync."""
+        async with self._order:
+            await self._thread.run(self._recorder.begin_epoch)
+        log.warning("epoch_begun", epoch=self.epoch, reason=reason)
 
     async def drop_outcomes(self, decided_before: str) -> None:
         """Forget refusals and no-ops that were decided before this time."""

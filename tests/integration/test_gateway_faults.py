@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from services.operator.provisioning import provision
+from services.runtime import streams
 from tests.brokers import broker
 from tests.gateway_roads import MODEL, GatewayRoad, gateway_road
 from tests.gateways import gateway, sse_events
 from tests.polling import eventually
 from tests.services import ROOT
+
+FOR_EVER_S = 60.0
 
 
 async def test_history_away_a_known_session_is_served_and_told_later(tmp_path: Path) -> None:
@@ -156,6 +162,38 @@ async def test_a_broker_away_refuses_and_says_which_way(tmp_path: Path) -> None:
                 return (sent.status_code, sent.json()["code"]) == (503, "not_accepted")
 
             await eventually(refused, reason="the gateway knows that it is cut off")
+
+
+async def test_a_full_stream_and_a_wiped_store_refuse_and_are_named(tmp_path: Path) -> None:
+    """Nothing is accepted that is not durable; a store that was made anew is followed on an operator's word only."""
+    async with gateway_road(tmp_path) as whole, whole.http() as client:
+        session = await whole.new_session()
+
+        async def refused() -> bool:
+            sent = await client.post(f"/v1/sessions/{session}/messages", json={"text": "hi"})
+            return (sent.status_code, sent.json()["code"], "retry-after" in sent.headers) == (503, "not_accepted", True)
+
+        broker_client = await whole.broker.connect()
+        await broker_client.jetstream().update_stream(replace(streams.declared()[0], max_bytes=1))
+        await broker_client.close()
+        await eventually(refused, reason="the intake is full", timeout_s=FOR_EVER_S)
+        await whole.broker.kill()
+        shutil.rmtree(whole.broker.folder / "jetstream")
+        await whole.broker.start()
+        await eventually(refused, reason="there is no intake", timeout_s=FOR_EVER_S)
+
+        async def named() -> bool:
+            reasons = (await client.get("/readyz")).json()["reasons"]
+            return "stream CHAT_INTAKE is missing" in [reason["detail"] for reason in reasons]
+
+        await eventually(named, reason="readiness names it", timeout_s=FOR_EVER_S)
+        assert whole.history.alive, "it waits for its stream"
+        broker_client = await whole.broker.connect()
+        await provision(broker_client.jetstream())
+        await broker_client.close()
+        assert await whole.history.ended(FOR_EVER_S) == 1
+        [died] = [line for line in whole.history.logged() if line.get("event") == "task_died"]
+        assert "it is another stream" in died["exception"][0]["words"]
 
 
 async def test_a_drain_ends_each_stream_with_a_word(tmp_path: Path) -> None:

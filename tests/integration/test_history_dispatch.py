@@ -213,12 +213,13 @@ async def test_words_can_be_asked_for(tmp_path: Path) -> None:
 
 
 async def test_a_restored_log_meets_what_its_stream_holds(tmp_path: Path) -> None:
-    """Nothing is run again: claims and answers of the tail are believed, whatever their attempt; ids are the same."""
+    """Nothing is run again: claims and answers of the tail are believed, whatever their attempt; ids are the same. But
+    versions may be others, so the epoch is: the views, which are left as they were, have seen what the log lost."""
     async with road(tmp_path) as walk:
         session_id = await walk.begin()
         await walk.run_turn(session_id, "before the copy")
         await walk.history.stop()
-        shutil.copytree(walk.data_dir, tmp_path / "copy")
+        shutil.copy(walk.data_dir / "log.db", tmp_path / "backup.db")
         await walk.history.start()
         turns = [await walk.run_turn(session_id, f"after {n}", f"answer {n}") for n in range(3)]
         waiting = message(session_id, "not yet run", model=MODEL)
@@ -228,10 +229,13 @@ async def test_a_restored_log_meets_what_its_stream_holds(tmp_path: Path) -> Non
         _, delivery = await walk.talk.context()
         before = (await walk.talk.events(session_id)).frames
         answers = (await walk.views(session_id))[1]
+        epoch = (await walk.status()).epoch
         await walk.history.stop()
-        shutil.rmtree(walk.data_dir)
-        shutil.copytree(tmp_path / "copy", walk.data_dir)
+        assert not (walk.data_dir / "log.db-wal").exists(), "a log that was closed is one file"
+        shutil.copy(tmp_path / "backup.db", walk.data_dir / "log.db")
         await walk.history.start()
+        renewed = (await walk.status()).epoch
+        assert epoch != renewed == (await walk.talk.events(session_id)).epoch
         after = (await walk.talk.events(session_id)).frames
         types = await walk.talk.types(session_id)
         assert len(before) == len(after)
@@ -250,6 +254,7 @@ async def test_a_restored_log_meets_what_its_stream_holds(tmp_path: Path) -> Non
         context, _ = await walk.talk.context()
         assert context.turn_id == waiting.turn_id, "only what has no end is dispatched"
         assert await walk.queued() == 1
+        assert (await walk.status()).epoch == renewed, "a start alone begins none"
 
 
 async def test_a_turn_that_ended_is_asked_for_without_a_run(tmp_path: Path) -> None:

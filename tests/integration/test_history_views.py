@@ -51,7 +51,7 @@ async def damage(walk: Road, way: str, folder: Path) -> None:
     views = walk.data_dir / "views-1.db"
     if way == "another log":
         with closing(sqlite3.connect(views)) as connection:
-            connection.execute("UPDATE checkpoint SET event_id = ?", (new_id(),))
+            connection.execute("UPDATE checkpoint SET hash = ?", (b"another",))
             connection.execute("DELETE FROM turns")
             connection.commit()
     elif way == "ahead of the log":

@@ -125,8 +125,8 @@ async def test_views_of_another_log_are_rebuilt_under_the_next_number(on: Scene,
         on.take(session_started(new_id()))
     rebuilt = await fold(on)
     assert [path.name for path in on.folder.glob("views-*.db")] == ["views-2.db"]
-    [(_, position, event_id)] = rebuilt["checkpoint"]
-    assert on.sql("SELECT event_id FROM events WHERE position = ?", position) == [(event_id,)]
+    [(_, position, chain)] = rebuilt["checkpoint"]
+    assert on.sql("SELECT hash FROM events WHERE position = ?", position) == [(chain,)]
     assert len(rebuilt["sessions"]) == 1
 
 

@@ -103,6 +103,10 @@ class Transaction(Protocol):
 
     def drop_outcomes_before(self, decided_at: str) -> None: ...
 
+    def begin_epoch(self, epoch: str) -> None:
+        """What follows is not what clients were shown under the epoch before."""
+        ...
+
     def park(self, parked: ParkedDelivery, parked_at: str) -> None: ...
 
     def unpark(self, parked_id: int) -> ParkedDelivery | None:

@@ -21,13 +21,13 @@ from services.history.log.sqlite import OUTCOME_SQL, find_outcome, outcome_param
 
 @dataclass(frozen=True, slots=True)
 class LogRow:
-    """A stored row: its place, and the bytes."""
+    """A stored row: its place, the bytes, and the chain's hash up to it."""
 
     position: int
-    event_id: str
     version: int
     recorded_at: str
     body: bytes
+    hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,15 @@ class LogReader:
     async def rows_after(self, position: int, limit: int) -> list[LogRow]:
         """The next rows of the whole log."""
         rows = await self._all(
-            "SELECT position, event_id, version, recorded_at, body FROM events WHERE position > ?"
+            "SELECT position, version, recorded_at, body, hash FROM events WHERE position > ?"
             " ORDER BY position LIMIT ?",
             (position, limit),
         )
         return [LogRow(*row) for row in rows]
 
-    async def event_id_at(self, position: int) -> str | None:
-        rows = await self._all("SELECT event_id FROM events WHERE position = ?", (position,))
+    async def hash_at(self, position: int) -> bytes | None:
+        """The chain's hash there: the same one means the same log up to there."""
+        rows = await self._all("SELECT hash FROM events WHERE position = ?", (position,))
         return rows[0][0] if rows else None
 
     async def last_position(self) -> int:

@@ -185,6 +185,9 @@ class SqliteTransaction:
         """Forget what was refused, or changed nothing, before this time."""
         self._all("DELETE FROM outcomes WHERE decided_at < ?", (decided_at,))
 
+    def begin_epoch(self, epoch: str) -> None:
+        self._all("UPDATE log SET epoch = ?", (epoch,))
+
     def park(self, parked: ParkedDelivery, parked_at: str) -> None:
         self._all(
             "INSERT INTO parked VALUES (?, ?, ?, ?, ?, ?, ?)",

@@ -3,7 +3,7 @@
 CREATE TABLE checkpoint (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
     position INTEGER NOT NULL,   -- folded so far
-    event_id TEXT                -- and which event was there: another one means another log
+    hash BLOB                    -- and the log's hash there: another one means another log
 ) STRICT;
 
 CREATE TABLE sessions (

@@ -39,14 +39,14 @@ class ViewStore:
         self.reading = reading
         self._writing = writing
         self.position = 0
-        self._event_id: str | None = None
+        self._hash: bytes | None = None
 
     @classmethod
     async def open(cls, folder: Path, reader: LogReader) -> ViewStore:
         """The newest views that fit the log; others are replaced by empty ones under the next number."""
         number = max(_numbers(folder), default=1)
         store = await _open(folder / f"views-{number}.db")
-        if not await store._fits(reader):
+        if not (await store._is_readable() and await store._follows(reader)):
             await store.close()
             number += 1
             store = await _open(folder / f"views-{number}.db")
@@ -85,13 +85,13 @@ class ViewStore:
                     await self._write(change)
                     _keep_head(heads, change)
             await self._writing.execute(
-                "UPDATE checkpoint SET position = ?, event_id = ?", (rows[-1].position, rows[-1].event_id)
+                "UPDATE checkpoint SET position = ?, hash = ?", (rows[-1].position, rows[-1].hash)
             )
         except BaseException:
             await self._writing.execute("ROLLBACK")
             raise
         await self._writing.execute("COMMIT")
-        self.position, self._event_id = rows[-1].position, rows[-1].event_id
+        self.position, self._hash = rows[-1].position, rows[-1].hash
 
     async def _heads(self, recorded: list[Recorded]) -> dict[tuple[str, str], str | None]:
         keys = {(each.event.user_id, each.event.session_id) for each in recorded}
@@ -116,16 +116,33 @@ class ViewStore:
             values = [*change.values.values(), *change.key.values()]
         await self._writing.execute(sql, values)
 
-    async def _fits(self, reader: LogReader) -> bool:
-        """Whether these tables are today's, and what they folded last is in the log, at that place."""
+    async def _is_readable(self) -> bool:
+        """Whether these tables are today's."""
         try:
             version = (await _row(self._writing, "PRAGMA user_version"))[0]
             if version != VIEWS_VERSION:
                 return False
-            self.position, self._event_id = await _row(self._writing, "SELECT position, event_id FROM checkpoint")
+            self.position, self._hash = await _row(self._writing, "SELECT position, hash FROM checkpoint")
         except (sqlite3.DatabaseError, IndexError):
             return False
-        return self.position == 0 or await reader.event_id_at(self.position) == self._event_id
+        return True
+
+    async def _follows(self, reader: LogReader) -> bool:
+        """Whether what was folded is what the log says, up to the checkpoint."""
+        return self.position == 0 or await reader.hash_at(self.position) == self._hash
+
+
+async def folded_another_log(folder: Path, reader: LogReader) -> bool:
+    """Whether the newest views have folded what this log does not say: it was put in another's place, as a backup is
+    that is restored. Views that are not there or not readable tell nothing."""
+    numbers = _numbers(folder)
+    if not numbers:
+        return False
+    store = await _open(folder / f"views-{numbers[-1]}.db")
+    try:
+        return await store._is_readable() and not await store._follows(reader)
+    finally:
+        await store.close()
 
 
 def _keep_head(heads: dict[tuple[str, str], str | None], change: Change) -> None:
