@@ -21,6 +21,11 @@ FIRST_HASH = bytes(32)
 def check(found: Evidence) -> list[Violation]:
     """Every broken promise."""
     return [
+        *(
+            Violation("CLIENT", f"a client died of {entry['error']}")
+            for entry in found.journal
+            if entry["kind"] == "died"
+        ),
         *_accepted_is_durable(found),
         *_each_accepted_send_has_one_outcome(found),
         *_one_end_per_turn(found),

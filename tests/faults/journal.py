@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-Kind = Literal["invoke", "ok", "fail", "unknown", "open", "frame", "closed", "note"]
+Kind = Literal["invoke", "ok", "fail", "unknown", "open", "frame", "closed", "died", "note"]
 Entry = dict[str, Any]
 
 

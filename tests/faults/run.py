@@ -63,7 +63,7 @@ async def _at_work(crowd: Crowd) -> AsyncIterator[list[asyncio.Task[None]]]:
             task.cancel()
         for error in await asyncio.gather(*watchers, *senders, return_exceptions=True):
             if isinstance(error, Exception):
-                raise error
+                crowd.journal.write("died", error=repr(error))
 
 
 async def _settled(crowd: Crowd, senders: list[asyncio.Task[None]]) -> bool:

@@ -215,3 +215,8 @@ def test_a_row_that_was_changed_breaks_the_chain() -> None:
             f"CHAIN: the hash chain of the log breaks at position {changed.fields[0]}"
         ]
     assert broken(CHAIN[1:]), "a row is gone"
+
+
+def test_a_client_that_died_is_found() -> None:
+    """Of what it was sent and could not read, say; the rest of the run is still checked."""
+    assert promises([{"kind": "died", "error": "JSONDecodeError()"}]) == {"CLIENT"}
