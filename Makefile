@@ -29,9 +29,9 @@ down status: $(VENV)/.runtime
 test: check $(VENV)/.box
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
-# Breaks each safeguard by its patch in tests/faults/mutations: a test must catch it.
+# Breaks each safeguard (or those that ARGS names) by its patch in tests/faults/mutations: a test must catch it.
 mutants: $(VENV)/.dev
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 # Kills, pauses and cuts the real stack, chosen by SEED (one is chosen and printed), until KILLS kills; docs/faults.md.
 soak: $(VENV)/.dev
