@@ -14,6 +14,7 @@ from services.inference.app import main
 from services.inference.settings import InferenceSettings
 from services.runtime.lifecycle import Lifecycle, cancel_all
 from services.runtime.settings import load
+from tests.boxes import Box
 from tests.brokers import Broker
 from tests.standins import Standin
 
@@ -21,21 +22,24 @@ ROOT: Final = Path(__file__).parent.parent
 STOP_TIMEOUT_S: Final = 15.0
 
 
-def settings_of(b: Broker, server: Standin, **more: Any) -> dict[str, Any]:
+def settings_of(b: Broker, server: Standin | Box, **more: Any) -> dict[str, Any]:
     """The settings of a worker on this broker and this model server."""
+    if isinstance(server, Box):
+        asked = {"model_server": "openai", "openai_url": server.openai_url, "openai_api_key": server.api_key}
+    else:
+        asked = {"model_server": "ollama", "ollama_url": server.ollama_url}
     return {
         "nats_url": b.url,
         "nats_user": b.user,
         "nats_password": b.password,
-        "model_server": "ollama",
-        "ollama_url": server.ollama_url,
         "drain_timeout_s": 5.0,
+        **asked,
         **more,
     }
 
 
 @asynccontextmanager
-async def worker(b: Broker, server: Standin, **more: Any) -> AsyncIterator[Lifecycle]:
+async def worker(b: Broker, server: Standin | Box, **more: Any) -> AsyncIterator[Lifecycle]:
     """A worker inside this process. Leaving the block drains it."""
     lifecycle = Lifecycle()
     life = asyncio.create_task(main(load(InferenceSettings, settings_of(b, server, **more)), lifecycle))
