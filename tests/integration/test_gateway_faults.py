@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -164,29 +165,38 @@ async def test_a_broker_away_refuses_and_says_which_way(tmp_path: Path) -> None:
             await eventually(refused, reason="the gateway knows that it is cut off")
 
 
-async def test_a_full_stream_and_a_wiped_store_refuse_and_are_named(tmp_path: Path) -> None:
+async def test_a_full_stream_a_full_disk_and_a_wiped_store_refuse_and_are_named(tmp_path: Path) -> None:
     """Nothing is accepted that is not durable; a store that was made anew is followed on an operator's word only."""
     async with gateway_road(tmp_path) as whole, whole.http() as client:
         session = await whole.new_session()
 
-        async def refused() -> bool:
+        async def refused_with(code: str) -> bool:
             sent = await client.post(f"/v1/sessions/{session}/messages", json={"text": "hi"})
-            return (sent.status_code, sent.json()["code"], "retry-after" in sent.headers) == (503, "not_accepted", True)
+            return (sent.status_code, sent.json()["code"], "retry-after" in sent.headers) == (503, code, True)
+
+        async def is_named(words: str) -> None:
+            async def named() -> bool:
+                reasons = (await client.get("/readyz")).json()["reasons"]
+                return any(words in reason["detail"] for reason in reasons)
+
+            await eventually(named, reason=f"readiness says {words}", timeout_s=FOR_EVER_S)
 
         broker_client = await whole.broker.connect()
-        await broker_client.jetstream().update_stream(replace(streams.declared()[0], max_bytes=1))
+        intake = streams.declared()[0]
+        await broker_client.jetstream().update_stream(replace(intake, max_bytes=1))
+        await eventually(lambda: refused_with("not_accepted"), reason="the intake is full", timeout_s=FOR_EVER_S)
+        await broker_client.jetstream().update_stream(intake)
         await broker_client.close()
-        await eventually(refused, reason="the intake is full", timeout_s=FOR_EVER_S)
+
+        resource.prlimit(whole.broker.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        await eventually(lambda: refused_with("unknown"), reason="the disk takes nothing", timeout_s=FOR_EVER_S)
+        await is_named("write error")
+
         await whole.broker.kill()
         shutil.rmtree(whole.broker.folder / "jetstream")
         await whole.broker.start()
-        await eventually(refused, reason="there is no intake", timeout_s=FOR_EVER_S)
-
-        async def named() -> bool:
-            reasons = (await client.get("/readyz")).json()["reasons"]
-            return "stream CHAT_INTAKE is missing" in [reason["detail"] for reason in reasons]
-
-        await eventually(named, reason="readiness names it", timeout_s=FOR_EVER_S)
+        await eventually(lambda: refused_with("not_accepted"), reason="there is no intake", timeout_s=FOR_EVER_S)
+        await is_named("stream CHAT_INTAKE is missing")
         assert whole.history.alive, "it waits for its stream"
         broker_client = await whole.broker.connect()
         await provision(broker_client.jetstream())
