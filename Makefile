@@ -33,9 +33,10 @@ test: check $(VENV)/.box
 mutants: $(VENV)/.dev
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-# Kills, pauses and cuts the real stack, chosen by SEED (one is chosen and printed), until KILLS kills; docs/faults.md.
-soak: $(VENV)/.dev
-	@$(BIN)/python -m tests.faults.soak --kills $(or $(KILLS),1000) $(if $(SEED),--seed $(SEED))
+# Kills, pauses and cuts the real stack, chosen by SEED (one is chosen and printed), until KILLS kills; BOX=1 adds a
+# third worker with the small real model; docs/faults.md.
+soak: $(VENV)/.dev $(if $(BOX),$(VENV)/.box)
+	@$(BIN)/python -m tests.faults.soak --kills $(or $(KILLS),1000) $(if $(SEED),--seed $(SEED)) $(if $(BOX),--box)
 
 # How long watchers see nothing around KILLS kills of each process; docs/faults.md.
 pauses: $(VENV)/.dev

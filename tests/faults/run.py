@@ -29,11 +29,11 @@ END_WITHIN_S = 240.0
 LOOK_EVERY_S = 0.5
 
 
-async def run(folder: Path, dice: random.Random, trouble: Trouble) -> Evidence:
+async def run(folder: Path, dice: random.Random, trouble: Trouble, *, with_box: bool = False) -> Evidence:
     """The processes are gone afterwards, their files are in folder. trouble: undoes itself."""
     journal = Journal(folder / "journal.jsonl")
     try:
-        async with stack(folder) as running:
+        async with stack(folder, with_box=with_box) as running:
             crowd = Crowd(running, journal, random.Random(dice.random()))
             await crowd.begin(SESSIONS)
             async with _at_work(crowd) as senders:

@@ -31,6 +31,8 @@ WAYS = {"plain": 5, "waiting": 2, "streamed": 2, "socket": 2}
 REPEATS, STOPS, HANGS_UP = 0.1, 0.1, 0.005
 # Codes after which a client cannot know whether its message will be recorded.
 UNSURE = ("unknown", "internal", "stream_cut", "not_ready")
+# A real model would go on for long.
+OPTIONS = {"max_tokens": 60}
 PLACE = ("status", "event_id", "turn_id", "position", "version")
 
 
@@ -72,11 +74,11 @@ class Sender:
     async def send(self, key: str, session_id: str) -> Told:
         """Once, in one of the ways."""
         way = self._crowd.random.choices(list(self._ways), list(self._ways.values()))[0]
-        text, journal = f"say {key}", self._crowd.journal
+        body, journal = {"text": f"say {key}", "options": OPTIONS}, self._crowd.journal
         journal.write("invoke", op="send", key=key, session_id=session_id, way=way)
         act = {"plain": self._plain, "waiting": self._waiting, "streamed": self._streamed, "socket": self._socket}[way]
         try:
-            kind, told = await act(key, session_id, text)
+            kind, told = await act(key, session_id, body)
         except (httpx.HTTPError, OSError, WebSocketException, ValueError) as error:  # also a timeout
             kind, told = "unknown", {"error": type(error).__name__}
         journal.write(kind, op="send", key=key, session_id=session_id, **told)
@@ -95,24 +97,24 @@ class Sender:
     def _client(self, timeout_s: float) -> httpx.AsyncClient:
         return plain_client(timeout_s, self._crowd.door())
 
-    async def _plain(self, key: str, session_id: str, text: str) -> Told:
+    async def _plain(self, key: str, session_id: str, body: dict[str, Any]) -> Told:
         async with self._client(REQUEST_TIMEOUT_S) as client:
-            return _told(await client.post(_path(session_id), json={"text": text}, headers=_headers(key)))
+            return _told(await client.post(_path(session_id), json=body, headers=_headers(key)))
 
-    async def _waiting(self, key: str, session_id: str, text: str) -> Told:
+    async def _waiting(self, key: str, session_id: str, body: dict[str, Any]) -> Told:
         async with self._client(ANSWER_TIMEOUT_S) as client:
-            answer = await client.post(f"{_path(session_id)}?wait=answer", json={"text": text}, headers=_headers(key))
+            answer = await client.post(f"{_path(session_id)}?wait=answer", json=body, headers=_headers(key))
         kind, told = _told(answer)
-        body = answer.json()
-        if kind == "ok" and "answer" in body:
-            return kind, told | {"answer": body["answer"]["text"]}
-        if kind == "fail" and "turn_id" in body and told["code"] not in REFUSAL_CODES:
+        given = answer.json()
+        if kind == "ok" and "answer" in given:
+            return kind, told | {"answer": given["answer"]["text"]}
+        if kind == "fail" and "turn_id" in given and told["code"] not in REFUSAL_CODES:
             # The problem that the answer ended with: the message itself is recorded.
-            place = {name: body.get(name) for name in PLACE}
+            place = {name: given.get(name) for name in PLACE}
             return "ok", place | {"status": "accepted", "ended": told["code"]}
         return kind, told
 
-    async def _streamed(self, key: str, session_id: str, text: str) -> Told:
+    async def _streamed(self, key: str, session_id: str, body: dict[str, Any]) -> Told:
         """The frames are journalled as a stream's; what they say of the send is its outcome."""
         self._requests += 1
         stream, journal = f"{self._name}#{self._requests}", self._crowd.journal
@@ -121,7 +123,7 @@ class Sender:
         how = "clean"
         async with (
             self._client(ANSWER_TIMEOUT_S) as client,
-            client.stream("POST", _path(session_id), json={"text": text}, headers=headers) as answer,
+            client.stream("POST", _path(session_id), json=body, headers=headers) as answer,
         ):
             if "event-stream" not in answer.headers.get("content-type", ""):
                 await answer.aread()
@@ -140,13 +142,13 @@ class Sender:
         journal.write("closed", stream=stream, how=how)
         return ("unknown", {"error": how}) if told is None else _kind(told)
 
-    async def _socket(self, key: str, session_id: str, text: str) -> Told:
+    async def _socket(self, key: str, session_id: str, body: dict[str, Any]) -> Told:
         url = self._crowd.door().replace("http", "ws") + "/v1/ws"
         async with (
             asyncio.timeout(REQUEST_TIMEOUT_S),
             connect(url, subprotocols=[Subprotocol("chat.v1")], open_timeout=5, close_timeout=1) as socket,
         ):
-            sent = {"type": "send", "session": session_id, "text": text, "client_message_id": key}
+            sent = {"type": "send", "session": session_id, "client_message_id": key, **body}
             await socket.send(json.dumps(sent))
             async for raw in socket:
                 if (told := _placed(None, json.loads(raw))) is not None:

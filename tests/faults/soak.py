@@ -48,7 +48,9 @@ def silent(_progress: str) -> None:
     """For a run whose progress nobody reads."""
 
 
-async def soak(folder: Path, seed: int, kills: int, say: Callable[[str], None] = silent) -> Result:
+async def soak(
+    folder: Path, seed: int, kills: int, say: Callable[[str], None] = silent, *, with_box: bool = False
+) -> Result:
     """The run; its processes are gone afterwards, its files are in folder."""
     dice = random.Random(seed)
     counts: Counter[str] = Counter()
@@ -64,7 +66,7 @@ async def soak(folder: Path, seed: int, kills: int, say: Callable[[str], None] =
             teller.cancel()
         say("faults have stopped: what is unfinished may finish")
 
-    evidence = await run(folder, dice, trouble)
+    evidence = await run(folder, dice, trouble, with_box=with_box)
     return Result(seed, folder, check(evidence), counts, _counts(evidence, counts))
 
 
@@ -98,11 +100,12 @@ def main() -> int:
     asked = argparse.ArgumentParser()
     asked.add_argument("--kills", type=int, default=1000)
     asked.add_argument("--seed", type=int, default=None)
+    asked.add_argument("--box", action="store_true", help="a third worker, with the small real model")
     given = asked.parse_args()
     seed = secrets.randbelow(2**31) if given.seed is None else given.seed
     folder = Path(tempfile.mkdtemp(prefix=f"chatlog-soak-{seed}-"))
     _print(f"seed {seed}, files in {folder}")
-    result = asyncio.run(soak(folder, seed, given.kills, _print))
+    result = asyncio.run(soak(folder, seed, given.kills, _print, with_box=given.box))
     for name, count in sorted(result.faults.items()):
         _print(f"{count:6} {name}")
     for violation in result.violations:

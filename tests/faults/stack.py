@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from tests.polling import eventually
 from tests.services import ROOT
 from tests.standins import Control, arguments, plain_client
 
-PartKind = Literal["nats", "history", "gateway", "worker", "standin"]
+PartKind = Literal["nats", "history", "gateway", "worker", "standin", "box"]
 
 MODEL = "smollm2:135m"
 # Answers of half a second: long enough to be killed in the middle of, short enough for thousands.
@@ -168,9 +169,10 @@ class Stack:
 
 @asynccontextmanager
 async def stack(
-    folder: Path, *, gateways: int = 2, workers: tuple[str, ...] = ("ollama", "openai")
+    folder: Path, *, gateways: int = 2, workers: tuple[str, ...] = ("ollama", "openai"), with_box: bool = False
 ) -> AsyncIterator[Stack]:
-    """Everything up and ready: a worker and a stand-in of its own for each wire named."""
+    """Everything up and ready: a worker and a stand-in of its own for each wire named; with_box: a further worker, and
+    the small real model for it."""
     broker = prepared(folder, port=free_port())
     async with AsyncExitStack() as opened:
         running = Stack(folder, broker)
@@ -179,6 +181,8 @@ async def stack(
         await _add_history(running, opened)
         for number, wire in enumerate(workers):
             await _add_worker(running, opened, number, wire)
+        if with_box:
+            await _add_box(running, opened, len(workers))
         for number in range(gateways):
             await _add_gateway(running, opened, number)
         supervisor = asyncio.create_task(running.supervise())
@@ -249,10 +253,32 @@ async def _add_worker(running: Stack, opened: AsyncExitStack, number: int, wire:
     )
     running.controls[name] = Control(client)
     target = ports["port"] if wire == "ollama" else ports["openai_port"]
-    road = await _road(running, opened, f"worker-{number}>{name}", target)
+    await _add_inference(running, opened, f"worker-{number}>{name}", target, _server(wire))
+
+
+async def _add_box(running: Stack, opened: AsyncExitStack, number: int) -> None:
+    """The box behind a proxy, and a worker for it. It has a slot: two cores are all there may be."""
+    port, key = free_port(), secrets.token_urlsafe()
+    environment = {"CHATLOG_BOX_PORT": str(port), "CHATLOG_BOX_API_KEY": key}
+    command = (sys.executable, "-m", "services.llamacpp")
+    part = running.parts["box"] = Part("box", "box", command, environment, running.folder)
+    part.spawn()
+    server = {**_server("openai"), "CHATLOG_OPENAI_API_KEY": key, "CHATLOG_SLOTS": "1"}
+    await _add_inference(running, opened, f"worker-{number}>box", port, server)
+
+
+def _server(wire: str) -> dict[str, str]:
+    return {"CHATLOG_MODEL_SERVER": wire, "CHATLOG_SLOTS": "4"}
+
+
+async def _add_inference(
+    running: Stack, opened: AsyncExitStack, name: str, target: int, server: dict[str, str]
+) -> None:
+    """A worker, on a way of its own to its model server. name: of that way."""
+    road = await _road(running, opened, name, target)
+    wire = server["CHATLOG_MODEL_SERVER"]
     url = f"http://127.0.0.1:{road}" + ("/v1" if wire == "openai" else "")
-    server = {"CHATLOG_MODEL_SERVER": wire, f"CHATLOG_{wire.upper()}_URL": url, "CHATLOG_SLOTS": "4"}
-    await _service(running, opened, "worker", f"worker-{number}", **server)
+    await _service(running, opened, "worker", name.partition(">")[0], **server, **{f"CHATLOG_{wire.upper()}_URL": url})
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
