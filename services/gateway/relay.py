@@ -7,7 +7,6 @@ comes late is dropped, what is missing shows as `gap`. Must never do I/O, re-enc
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -42,7 +41,6 @@ class Frame:
 
     kind: Kind
     raw: bytes
-    text: str
     turn_id: str | None
     version: int = 0
     position: int = 0
@@ -68,27 +66,25 @@ def read_frame(raw: bytes) -> Frame:
     """A frame of a feed, a page or a snapshot. Raises ContractError(bad_frame) for what none of our services sends."""
     try:
         value: dict[str, Any] = from_json(raw)
-        text = raw.decode()
         match value["type"]:
             case "token":
-                return Frame(Kind.TOKEN, raw, text, value["turn_id"], attempt=value["attempt"], index=value["index"])
+                return Frame(Kind.TOKEN, raw, value["turn_id"], attempt=value["attempt"], index=value["index"])
             case "event":
-                return _event_frame(raw, text, value)
+                return _event_frame(raw, value)
             case "answer_so_far":
-                return Frame(Kind.SO_FAR, raw, text, value["turn_id"], attempt=value["attempt"], index=value["index"])
+                return Frame(Kind.SO_FAR, raw, value["turn_id"], attempt=value["attempt"], index=value["index"])
             case kind if kind in _NOTICES:
-                return Frame(Kind.NOTICE, raw, text, value["turn_id"])
+                return Frame(Kind.NOTICE, raw, value["turn_id"])
     except (ValueError, KeyError, TypeError) as error:
         raise ContractError("bad_frame", "not a frame of ours") from error
     raise ContractError("bad_frame", "an unknown type of frame")
 
 
-def _event_frame(raw: bytes, text: str, value: dict[str, Any]) -> Frame:
+def _event_frame(raw: bytes, value: dict[str, Any]) -> Frame:
     event = value["event"]
     return Frame(
         Kind.EVENT,
         raw,
-        text,
         event.get("turn_id"),
         version=value["version"],
         position=value["position"],
@@ -114,7 +110,7 @@ class Relay:
     _events: dict[int, Frame] = field(default_factory=dict)
     _tokens: dict[tuple[str, int, int], Frame] = field(default_factory=dict)
     _held_bytes: int = 0
-    _ended: deque[str] = field(default_factory=lambda: deque(maxlen=ENDED_TURNS))
+    _ended: tuple[str, ...] = ()
 
     @property
     def gap(self) -> bool:
@@ -132,17 +128,17 @@ class Relay:
     def offer(self, frame: Frame) -> list[Step]:
         """Take a frame; what may go out now, in order."""
         match frame.kind:
-            case Kind.EVENT:
-                if self._started and frame.version == self.version + 1:
-                    return self._pass(frame)
-                if not self._started or frame.version > self.version:
-                    self._hold_event(frame)
             case Kind.TOKEN:
                 place = str(frame.turn_id), frame.attempt, frame.index
                 if place == (self.turn_id, self.attempt, self.index + 1):
                     return self._pass(frame)
                 if not self._is_stale(*place):
                     self._hold_token(frame, place)
+            case Kind.EVENT:
+                if self._started and frame.version == self.version + 1:
+                    return self._pass(frame)
+                if not self._started or frame.version > self.version:
+                    self._hold_event(frame)
             case Kind.SO_FAR:
                 return self._replace(frame)
             case Kind.NOTICE:
@@ -173,7 +169,8 @@ class Relay:
 
     def _pass(self, frame: Frame) -> list[Step]:
         """A frame that is next, and what was held for it."""
-        return [self._advance(frame), *self._release()]
+        step = self._advance(frame)
+        return [step, *self._release()] if self._tokens or self._events else [step]
 
     def _release(self) -> list[Step]:
         """All that is held and next: tokens first, so that an answer's last token goes before its end."""
@@ -207,7 +204,7 @@ class Relay:
             self.turn_id, self.attempt, self.index = frame.turn_id, frame.attempt, 0
             self._forget_tokens()
         elif frame.is_terminal:
-            self._ended.append(str(frame.turn_id))
+            self._ended = (*self._ended, str(frame.turn_id))[-ENDED_TURNS:]
             self.open_turns.discard(str(frame.turn_id))
             if frame.turn_id == self.turn_id:
                 self.turn_id, self.attempt, self.index = None, 0, 0

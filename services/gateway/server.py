@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from services.gateway.connections import Connections
+from services.gateway.direct import DirectProtocol
 from services.gateway.settings import GatewaySettings
 
 log = structlog.get_logger(__name__)
@@ -73,7 +74,7 @@ def _config(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
         app,
         loop="none",
         http="httptools",
-        ws="websockets-sansio",
+        ws=DirectProtocol,
         ws_max_size=settings.gateway_body_bytes,
         ws_ping_interval=WS_PING_S,
         ws_ping_timeout=WS_PING_S,

@@ -73,7 +73,8 @@ async def test_clients_that_come_in_mid_answer_end_with_the_same_text(whole: Gat
     chance = random.Random(7)
 
     async def join(at: int, watcher: Socket) -> None:
-        await watcher.until(lambda: len(watcher.of("token")) >= at, f"{at} tokens")
+        # A starved worker tells several pieces in one frame: there may be fewer.
+        await watcher.until(lambda: len(watcher.of("token")) >= at or watcher.terminals(), f"{at} tokens")
         async with whole.gateways[at % 2].socket() as late:
             await late.attach(session)
             await late.until(late.terminals, "the end")

@@ -102,7 +102,7 @@ class Client:
         self._bookmark = Bookmark(self._cursor, deepcopy(self.view))
 
     def deliver(self, watch: Watch, step: Step, *, counted: bool) -> None:
-        self.view.take(step.frame.text)
+        self.view.take(step.frame.raw.decode())
         self._cursor = watch.cursor_at(step)
         self._truth.check(self.view)
 

@@ -53,7 +53,7 @@ class EventStream(Response):
         self._last: list[bytes] | None = None
         self._goodbye_s = GOODBYE_S
         self._send: Send | None = None
-        self._outbox: Outbox[bytes] = Outbox(
+        self._outbox = Outbox(
             self._write,
             frames=parts.settings.gateway_client_frames,
             size=parts.settings.gateway_client_bytes,
@@ -91,7 +91,7 @@ class EventStream(Response):
 
     def put(self, frame: ServerFrame) -> None:
         """A frame of the door's own, without a cursor."""
-        self._outbox.put(_event(encode(frame).decode(), None))
+        self._outbox.put(_event(encode(frame), None))
 
     def finish(self) -> None:
         """What is queued is sent, then the stream ends: its last frame was a terminal, a refusal or a resync."""
@@ -112,7 +112,7 @@ class EventStream(Response):
     def deliver(self, watch: Watch, step: Step, *, counted: bool) -> None:
         if self.only_turn_id is not None and step.frame.turn_id != self.only_turn_id:
             return
-        self._outbox.put(_event(step.frame.text, watch.cursor_at(step)), counted=counted)
+        self._outbox.put(_event(step.frame.raw, watch.cursor_at(step)), counted=counted)
         if self.only_turn_id is not None and step.frame.is_terminal:
             watch.end()
             self.finish()
@@ -120,11 +120,11 @@ class EventStream(Response):
     def attached(self, watch: Watch, version: int) -> None:
         if self.only_turn_id is None:
             frame = Attached(session_id=watch.session_id, epoch=watch.epoch or "", version=version)
-            self._outbox.put(_event(encode(frame).decode(), watch.cursor), counted=False)
+            self._outbox.put(_event(encode(frame), watch.cursor), counted=False)
 
     def resync(self, watch: Watch, reason: ResyncReason) -> None:
         frame = Resync(session_id=watch.session_id, reason=reason)
-        self._outbox.put(_event(encode(frame).decode(), FORGET_CURSOR), counted=False)
+        self._outbox.put(_event(encode(frame), FORGET_CURSOR), counted=False)
         self.finish()
 
     async def drained(self) -> bool:
@@ -182,14 +182,14 @@ class EventStream(Response):
     def _end(self, last: list[ServerFrame]) -> None:
         """End with these frames, and say when to come back; a stream that ends already keeps its own end."""
         if not self._over.is_set():
-            events = [_event(encode(frame).decode(), None) for frame in last]
+            events = [_event(encode(frame), None) for frame in last]
             # With a frame that has data: a block without any is an empty event to some clients.
             events[-1] = b"retry: %d\n" % retry_ms() + events[-1]
             self._last = events
             self._over.set()
 
 
-def _event(text: str, cursor: str | None) -> bytes:
+def _event(text: bytes, cursor: str | None) -> bytes:
     """id: where the client is after it; without one the client keeps the id that it has."""
     head = "" if cursor is None else f"id: {cursor}\n"
-    return f"{head}data: {text}\n\n".encode()
+    return b"%bdata: %b\n\n" % (head.encode(), text)

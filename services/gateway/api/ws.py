@@ -24,6 +24,7 @@ from services.gateway.attach import ResyncReason, Watch
 from services.gateway.auth import Caller
 from services.gateway.bus import Sent
 from services.gateway.connections import EXPEL_S, retry_ms
+from services.gateway.direct import DirectProtocol, direct_of, text_message
 from services.gateway.intake import Refused
 from services.gateway.outbox import Outbox
 from services.gateway.parts import Parts
@@ -73,10 +74,12 @@ class WebSocketDoor:
         await receive()
         # Of what was offered only the protocol is named: an answer must not repeat a key.
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None})
+        direct = direct_of(scope)
+        direct.forget_handshake()
         try:
             caller = caller or await self._introduced(receive)
             if caller is not None:
-                await self._serve(caller, receive, send)
+                await self._serve(caller, receive, send, direct)
         except Refused as refusal:
             await _turn_away(refusal.code, send)
 
@@ -95,14 +98,14 @@ class WebSocketDoor:
             raise Refused("unauthorized")
         return self._parts.auth.caller_with(frame.key)
 
-    async def _serve(self, caller: Caller, receive: Receive, send: Send) -> None:
+    async def _serve(self, caller: Caller, receive: Receive, send: Send, direct: DirectProtocol) -> None:
         """Raises Refused(too_many_sockets)."""
         bounded = not self._parts.auth.is_open
         if bounded and self._sockets[caller.user_id] >= self._parts.settings.gateway_user_sockets:
             raise Refused("too_many_sockets")
         self._sockets[caller.user_id] += 1
         try:
-            await Socket(self._parts, caller, receive, send).run()
+            await Socket(self._parts, caller, receive, send, direct).run()
         finally:
             self._sockets[caller.user_id] -= 1
             if not self._sockets[caller.user_id]:
@@ -112,17 +115,18 @@ class WebSocketDoor:
 class Socket:
     """One client's socket."""
 
-    def __init__(self, parts: Parts, caller: Caller, receive: Receive, send: Send) -> None:
+    def __init__(self, parts: Parts, caller: Caller, receive: Receive, send: Send, direct: DirectProtocol) -> None:
         self.caller = caller
         self._parts = parts
         self._user_id = caller.user_id
         self._receive = receive
         self._send = send
-        self._outbox: Outbox[str] = Outbox(
-            self._write,
+        self._outbox = Outbox(
+            direct.write,
             frames=parts.settings.gateway_client_frames,
             size=parts.settings.gateway_client_bytes,
             on_overflow=self._too_slow,
+            write_now=direct.write_now,
         )
         self._watches: dict[str, Watch] = {}
         # Attaches of one socket go one after the other, so that their pages share its one buffer.
@@ -130,7 +134,6 @@ class Socket:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reader: asyncio.Task[None] | None = None
         self._ending = False
-        self._closed = asyncio.Event()
 
     async def run(self) -> None:
         self._parts.connections.add(self)
@@ -146,21 +149,21 @@ class Socket:
             self._outbox.abandon()
             for watch in self._watches.values():
                 self._parts.feeds.leave(watch)
-            self._closed.set()
             for task in self._tasks - {asyncio.current_task()}:
                 task.cancel()
 
     async def drain(self) -> None:
         """P5: answers in flight must not look finished; the client comes back, to another gateway or to the next."""
         self._end([frames.ErrorFrame(code="stream_cut")], CLOSE_RESTART, f"retry_ms={retry_ms()}")
-        await self._closed.wait()
+        assert self._reader is not None
+        await asyncio.wait({self._reader})
 
     def expel(self) -> None:
         """The key is no longer valid: nothing that is queued is for whoever holds it."""
         self._end([frames.ErrorFrame(code="unauthorized")], CLOSE_UNAUTHORIZED, "unauthorized", EXPEL_S)
 
     def deliver(self, _watch: Watch, step: Step, *, counted: bool) -> None:
-        self._outbox.put(step.frame.text, counted=counted)
+        self._outbox.put(text_message(step.frame.raw), counted=counted)
 
     def attached(self, watch: Watch, version: int) -> None:
         self._put(frames.Attached(session_id=watch.session_id, epoch=watch.epoch or "", version=version))
@@ -291,10 +294,7 @@ class Socket:
             del self._watches[watch.session_id]
 
     def _put(self, frame: frames.ServerFrame) -> None:
-        self._outbox.put(frames.encode(frame).decode())
-
-    async def _write(self, text: str) -> None:
-        await self._send({"type": "websocket.send", "text": text})
+        self._outbox.put(_message(frame))
 
     def _too_slow(self) -> None:
         resyncs = [frames.Resync(session_id=session, reason="too_slow") for session in self._watches]
@@ -306,9 +306,9 @@ class Socket:
         self._ending = True
         for watch in self._watches.values():
             watch.end()
-        self._spawn(self._close([frames.encode(frame).decode() for frame in last], code, reason, within_s))
+        self._spawn(self._close([_message(frame) for frame in last], code, reason, within_s))
 
-    async def _close(self, last: list[str], code: int, reason: str, within_s: float) -> None:
+    async def _close(self, last: list[bytes], code: int, reason: str, within_s: float) -> None:
         if await self._outbox.finish(last, within_s):
             try:
                 async with asyncio.timeout(within_s):
@@ -316,13 +316,17 @@ class Socket:
                 return
             except (TimeoutError, OSError):
                 log.info("socket_cut", code=code)
-        if self._reader is not None and not self._closed.is_set():
+        if self._reader is not None:
             self._reader.cancel()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _message(frame: frames.ServerFrame) -> bytes:
+    return text_message(frames.encode(frame))
 
 
 async def _turn_away(code: Code, send: Send) -> None:
