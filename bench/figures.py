@@ -30,7 +30,18 @@ RUN_S = 600.0
 # What one core did of Python's simplest work at the moment: virtual machines vary by three times within an hour
 # (measured), and every millisecond of CPU in a table with them.
 ADDITIONS = 2_000_000
-PACKAGES = ("nats-py", "faststream", "fastapi", "uvicorn", "uvloop", "httpx", "httptools", "pydantic", "supervisor")
+PACKAGES = (
+    "nats-py",
+    "faststream",
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+    "httpx",
+    "httptools",
+    "pydantic",
+    "supervisor",
+    "websockets",
+)
 
 
 @dataclass(frozen=True)
@@ -113,9 +124,9 @@ class Result:
         return "\n".join([*lines, ""])
 
 
-def run(measure: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+def run(measure: Callable[[], Coroutine[Any, Any, Result]], within_s: float = RUN_S) -> Result:
     """One file's measurement, bounded in time. What it started is ended however it ends."""
-    return uvloop.run(asyncio.wait_for(measure(), RUN_S))
+    return uvloop.run(asyncio.wait_for(measure(), within_s))
 
 
 def core_speed() -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from bench import streams
 from bench.figures import Result, run
-from bench.stack import ROOT, START_S, STOP_S, NotMeasured, free_port
+from bench.stack import ROOT, START_S, STOP_S, NotMeasured, free_port, pss_kib
 
 STARTS = 3
 IDLE_S = 30.0
@@ -93,8 +92,7 @@ class Up:
                 if self._mark.encode() in (folder / "environ").read_bytes():
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                     part = next(part for word, part in PARTS.items() if word in command)
-                    kib = re.findall(r"^Pss:\s+(\d+) kB", (folder / "smaps_rollup").read_text(), re.MULTILINE)
-                    found[part] = found.get(part, 0.0) + int(kib[0]) / 1000 * 1.024
+                    found[part] = found.get(part, 0.0) + pss_kib(folder) / 1000 * 1.024
         return found
 
     def stop(self) -> None:

@@ -31,6 +31,9 @@ PACES = {
     # The same without a prompt to read: nothing hides the time that accepting and claiming take.
     "eager:1": Pace(0.0, 0.02),
     "flat:1": Pace(0.0, 0.0),
+    # More frames than a gateway passes on to 500 watchers; and what one watcher reads with.
+    "burst:1": Pace(0.0, 0.0025),
+    "steady:1": Pace(0.0, 0.05),
 }
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -50,6 +51,10 @@ class Process:
         fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def memory_kib(self) -> int:
+        """PSS: a page that several processes share counts once."""
+        return pss_kib(Path(f"/proc/{self.popen.pid}"))
+
     def end(self) -> None:
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
@@ -73,6 +78,9 @@ class Stack:
     def cpu_s(self) -> dict[str, float]:
         return {process.name: process.cpu_s() for process in self.processes}
 
+    def process(self, name: str) -> Process:
+        return next(process for process in self.processes if process.name == name)
+
     def spawn(self, name: str, *command: str, **environment: str) -> Process:
         log = self.folder / f"{name}.log"
         plain = {key: value for key, value in os.environ.items() if not key.startswith("CHATLOG_")}
@@ -86,6 +94,11 @@ class Stack:
 
     def service(self, service: str, label: str = "", **environment: str) -> Process:
         return self.spawn(label or service, sys.executable, "-m", f"services.{service}", **environment)
+
+
+def pss_kib(folder: Path) -> int:
+    """Of the process with this folder in /proc."""
+    return int(re.findall(r"^Pss:\s+(\d+) kB", (folder / "smaps_rollup").read_text(), re.MULTILINE)[0])
 
 
 def free_port() -> int:
