@@ -198,6 +198,17 @@ async def test_another_stream_is_refused(tmp_path: Path, used: bool) -> None:
         await all_recorded_once(walk, session_id, events)
 
 
+async def test_a_stream_that_is_made_anew_under_a_running_history_ends_it(tmp_path: Path) -> None:
+    """Else it would go on behind a cursor that the new stream has not reached, and gateways would say accepted."""
+    async with road(tmp_path) as walk:
+        await walk.begin()
+        jetstream = walk.talk.bus.jetstream()
+        await jetstream.delete_stream(subjects.INTAKE_STREAM)
+        await provision(jetstream)
+        assert await walk.history.ended(timeout_s=60) == 1
+        assert "it is another stream" in walk.said("task_died")[0]["exception"][0]["words"]
+
+
 async def test_a_log_that_is_ahead_of_its_stream_is_refused(tmp_path: Path) -> None:
     async with road(tmp_path) as walk:
         await walk.begin()
