@@ -156,7 +156,7 @@ def read_presence(raw: bytes) -> Presence:
 
 
 class QueueLoad(Contract):
-    """How many turns wait for or run on one model."""
+    """How many turns wait for or run on one model, wherever they wait."""
 
     model: ModelName
     waiting: int
@@ -164,12 +164,17 @@ class QueueLoad(Contract):
 
 
 class Load(Contract):
-    """How full it is, from history, every second: gateways refuse new messages by it before it is too late."""
+    """How full it is, from history, every second: gateways refuse new messages by it before it is too late.
+
+    default_model: what a message gets that names none; unassigned: turns that wait for whichever model comes first.
+    """
 
     intake_bytes: int
     intake_max_bytes: int
     disk_free_bytes: int
     queues: list[QueueLoad]
+    default_model: ModelName | None = None
+    unassigned: Annotated[int, Field(ge=0)] = 0
 
 
 def read_load(raw: bytes) -> Load:

@@ -34,6 +34,7 @@ CORE = {
     "services/history/deadlines.py",
     "services/history/effects.py",
     "services/history/liveness.py",
+    "services/history/places.py",
     "services/history/scheduler.py",
     "services/history/session.py",
     "services/history/views/fold.py",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nats.errors
 import structlog
@@ -85,18 +85,18 @@ class Heard:
                 )
         return [found[name] for name in sorted(found)]
 
-    async def room(self, model: str | None, unrecorded_in_session: int) -> Room:
-        """How full it is for a message to this model (None: which one is history's choice)."""
+    async def room(self, unrecorded_in_session: int) -> Room:
+        """How full it is for any event."""
         load = self._fresh_load()
         if load is None:
             return Room(await self._share_of_intake(), None, 0, unrecorded_in_session)
-        queues = [queue for queue in load.queues if model in (None, queue.model)]
-        return Room(
-            intake_share=load.intake_bytes / max(1, load.intake_max_bytes),
-            disk_free_bytes=load.disk_free_bytes,
-            queued_turns=min((queue.waiting + queue.running for queue in queues), default=0),
-            unrecorded_in_session=unrecorded_in_session,
-        )
+        share = load.intake_bytes / max(1, load.intake_max_bytes)
+        return Room(share, load.disk_free_bytes, 0, unrecorded_in_session)
+
+    async def room_for_message(self, model: str | None, unrecorded_in_session: int) -> Room:
+        """How full it is for a message to this model (None: which one is history's choice)."""
+        room, load = await self.room(unrecorded_in_session), self._fresh_load()
+        return replace(room, queued_turns=_queued(load, model)) if load else room
 
     def _fresh_load(self) -> Load | None:
         if self._load is None or self._now() - self._load[0] > LOAD_S:
@@ -130,3 +130,12 @@ class Heard:
             self._load = self._now(), read_load(msg.data)
         except ContractError as error:
             log.warning("load_unreadable", reason=error.reason)
+
+
+def _queued(load: Load, model: str | None) -> int:
+    """Turns that wait for or run on it. Ollama's `m` is `m:latest`, and history counts under the name on offer."""
+    wanted = model or load.default_model
+    if wanted is None:
+        return load.unassigned
+    names = {wanted, f"{wanted}:latest"}
+    return sum(queue.waiting + queue.running for queue in load.queues if queue.model in names)

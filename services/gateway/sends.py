@@ -73,7 +73,7 @@ class Sends:
             session_model = await self._model_of(user_id, session_id)
             model = given.get("model") or session_model
             intake.check_model(model, self._heard.named, heard=bool(self._heard.workers))
-            intake.check_room(await self._heard.room(model, self._intake.unrecorded(user_id, session_id)))
+            intake.check_room(await self._heard.room_for_message(model, self._intake.unrecorded(user_id, session_id)))
         except Refused as refusal:
             refusal.event_id, refusal.turn_id = event.event_id, event.turn_id
             raise
@@ -85,7 +85,7 @@ class Sends:
         session_id = ids.session_id_of_key(user_id, key) if name is None else ids.session_id_of_name(user_id, name)
         event_id = self._event_id(user_id, session_id, "session_started", key)
         event = intake.session(Request(user_id, session_id, event_id, self._clock.now()), given)
-        intake.check_room(await self._heard.room(None, self._intake.unrecorded(user_id, session_id)))
+        intake.check_room(await self._heard.room(self._intake.unrecorded(user_id, session_id)))
         return await self._intake.publish(event)
 
     async def change(self, user_id: str, session_id: str, key: str, given: Mapping[str, Any]) -> list[Sent]:
@@ -96,7 +96,7 @@ class Sends:
                 event_id = self._event_id(user_id, session_id, event_type, key)
                 changes.append(written(Request(user_id, session_id, event_id, self._clock.now()), given))
         await self._model_of(user_id, session_id)
-        intake.check_room(await self._heard.room(None, self._intake.unrecorded(user_id, session_id)))
+        intake.check_room(await self._heard.room(self._intake.unrecorded(user_id, session_id)))
         return [await self._intake.publish(event) for event in changes]
 
     async def cancel(self, user_id: str, session_id: str, turn_id: str, key: str | None) -> Sent:
@@ -105,7 +105,7 @@ class Sends:
         event = intake.cancel(Request(user_id, session_id, event_id, self._clock.now()), turn_id)
         try:
             await self._model_of(user_id, session_id)
-            intake.check_room(await self._heard.room(None, self._intake.unrecorded(user_id, session_id)))
+            intake.check_room(await self._heard.room(self._intake.unrecorded(user_id, session_id)))
         except Refused as refusal:
             refusal.event_id, refusal.turn_id = event.event_id, event.turn_id
             raise

@@ -30,13 +30,14 @@ from services.history.liveness import Liveness, Workers
 from services.history.log.reader import LogReader
 from services.history.log.sqlite import SqliteLog
 from services.history.parking import Parking
+from services.history.places import queues_of
 from services.history.publisher import Publisher
 from services.history.queries import Queries
 from services.history.recorder import Recorder
 from services.history.scheduler import OpenTurn
 from services.history.session import Rules
 from services.history.settings import HistorySettings
-from services.history.upkeep import Upkeep, queues_of
+from services.history.upkeep import Upkeep
 from services.history.views.folder import ViewFolder
 from services.history.views.reader import ViewReader
 from services.history.views.store import ViewStore, folded_another_log
@@ -147,7 +148,8 @@ class History:
         await self._requeue()
         upkeep = Upkeep(self.bus, self.writer, self.deadlines, self._folder)
         self._lifecycle.supervise(upkeep.watch_turns(self.workers, self.default_model), "deadlines")
-        self._lifecycle.supervise(upkeep.tell_load(self._settings.intake_max_bytes), "load")
+        self._lifecycle.supervise(upkeep.tell_load(self._settings.intake_max_bytes, self._situation), "load")
+        self._lifecycle.supervise(upkeep.tell_places(self._situation), "places")
         self._lifecycle.supervise(
             upkeep.forget(self._settings.intake_keep_h, self._settings.outcomes_keep_days), "forget"
         )
@@ -230,7 +232,7 @@ class History:
             turns_waiting=sum(not turn.active for turn in turns),
             turns_running=sum(turn.active for turn in turns),
             sizes=await asyncio.to_thread(_sizes, self._folder),
-            queues=[queue.model_dump() for queue in queues_of(turns)],
+            queues=[queue.model_dump() for queue in queues_of(turns, self._situation().model_of)],
         )
 
 

@@ -22,7 +22,9 @@ class TellSender:
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """A recorded event's frame, to the session's feed; to the user's own as well where lists of sessions need it."""
+    """A frame for who watches the session: a recorded event's, or a notice. To the user's own feed as well where lists
+    of sessions need it.
+    """
 
     user_id: str
     session_id: str

@@ -48,7 +48,10 @@ class Workers:
 
     def slots_of(self, model: str) -> int:
         """How many turns of this model can run at once, if its workers run nothing else."""
-        return sum(worker.slots for worker, _ in self._offers(model) if worker.server == "ok" and not worker.stopping)
+        offers = self._offers(model)
+        return sum(
+            worker.slots for worker, offered in offers if worker.state_of(offered) == "ok" and not worker.stopping
+        )
 
     def service_of(self, model: str | None) -> Service:
         """Whether a worker could take a turn of this model (None: of any model)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,11 +17,12 @@ import structlog
 
 from contracts import subjects
 from contracts.base import dump, time_text
-from contracts.turns import Cancel, Load, QueueLoad
+from contracts.turns import Cancel, Load
 from services.history.deadlines import Deadlines
+from services.history.draft import Situation
 from services.history.follower import ask_stream
 from services.history.liveness import Workers
-from services.history.scheduler import OpenTurn
+from services.history.places import Places, queues_of, unassigned
 from services.history.writer import Writer
 from services.runtime.bus import Bus, NoAnswer, NotSent, heeding_cancel
 
@@ -60,7 +60,15 @@ class Upkeep:
                 await self._writer.requeue(due.silent)
             await self._writer.start_waiting()
 
-    async def tell_load(self, intake_max_bytes: int) -> None:
+    async def tell_places(self, situation: Callable[[], Situation]) -> None:
+        """Tell turns that wait how many are served before them, as that moves, for ever."""
+        places = Places(time.monotonic())
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if self._bus.connected:
+                await self._writer.show(lambda turns: places.look(time.monotonic(), turns, situation().model_of))
+
+    async def tell_load(self, intake_max_bytes: int, situation: Callable[[], Situation]) -> None:
         """Say every second how full it is, for ever: gateways refuse by it before it is too late."""
         while True:
             await asyncio.sleep(LOAD_EVERY_S)
@@ -68,13 +76,15 @@ class Upkeep:
                 stream = await ask_stream(self._bus)
             except (NotSent, NoAnswer):
                 continue  # who hears nothing for a while knows as much
-            turns = await self._writer.open_turns()
+            turns, model_of = await self._writer.open_turns(), situation().model_of
             free = await asyncio.to_thread(lambda: shutil.disk_usage(self._folder).free)
             load = Load(
                 intake_bytes=stream.bytes,
                 intake_max_bytes=intake_max_bytes,
                 disk_free_bytes=free,
-                queues=queues_of(turns),
+                queues=queues_of(turns, model_of),
+                default_model=model_of(None),
+                unassigned=unassigned(turns, model_of),
             )
             await self._bus.publish_live(subjects.LOAD, dump(load))
 
@@ -110,13 +120,3 @@ class Upkeep:
             else:
                 high = middle
         return low
-
-
-def queues_of(turns: list[OpenTurn]) -> list[QueueLoad]:
-    """How many turns of each model wait or run. A turn without a model waits in history, in no queue."""
-    waiting = Counter(turn.model for turn in turns if turn.model is not None and turn.run is None)
-    running = Counter(turn.model for turn in turns if turn.model is not None and turn.run is not None)
-    return [
-        QueueLoad(model=model, waiting=waiting[model], running=running[model])
-        for model in sorted(waiting.keys() | running.keys())
-    ]

@@ -17,6 +17,7 @@ from contracts.turns import Go, Stop
 from services.history.arrivals import Delivery
 from services.history.batch import Retried
 from services.history.draft import Situation
+from services.history.effects import Show
 from services.history.log.port import Cursor, LogError
 from services.history.publisher import Publisher
 from services.history.recorder import Committed, Recorder
@@ -128,6 +129,11 @@ class Writer:
 
     async def open_turns(self) -> list[OpenTurn]:
         return await self._thread.run(self._recorder.open_turns)
+
+    async def show(self, frames: Callable[[list[OpenTurn]], list[Show]]) -> None:
+        """Frames about the unfinished turns as they are now: no commit comes between looking and telling."""
+        async with self._order:
+            await self._publisher.carry_out(frames(await self.open_turns()))
 
     async def _commit(self, work: Callable[[], Committed]) -> Committed:
         async with self._order:

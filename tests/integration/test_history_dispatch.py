@@ -128,11 +128,18 @@ async def test_a_context_that_no_message_can_carry_ends_its_turn_and_the_next_st
 
 @pytest.mark.parametrize(("server", "code"), [(None, "no_worker"), ("model_unreachable", "model_unreachable")])
 async def test_a_turn_that_nobody_can_take_fails(tmp_path: Path, server: str | None, code: str) -> None:
-    async with road(tmp_path, no_worker_s=2) as walk:
-        session_id = await walk.begin()
+    async with road(tmp_path, no_worker_s=4, turns_ahead=1) as walk:
+        session_id, behind = await walk.begin(), await walk.begin()
+        await walk.talk.watch(behind)
         async with beating(walk, server) if server else contextlib.nullcontext():
             await walk.talk.say(message(session_id, model=MODEL))
-            assert await last_failure(walk, session_id) == code
+            waiting = message(behind, model=MODEL)
+            await walk.talk.say(waiting)
+            assert await walk.queued() == 1, "the other waits in history"
+            for each in (session_id, behind):
+                assert await last_failure(walk, each) == code
+            told = [frame for frame in map(json.loads, walk.talk.frames[behind]) if frame["type"] == "turn_queued"]
+            assert told[0] == {"ahead": 1, "session_id": behind, "turn_id": waiting.turn_id, "type": "turn_queued"}
             await in_queue(walk, 0, "its context has left the queue")
             await walk.talk.say(message(session_id))
             await walk.recorded(session_id, "answer_failed", 2)
