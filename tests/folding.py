@@ -37,6 +37,7 @@ class SessionView:
     token_frames: dict[str, list[str]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    places: dict[str, list[int]] = field(default_factory=dict)  # by turn: how many it was told come before it
 
     def take(self, raw: str) -> dict[str, Any]:
         """Fold one frame of this session."""
@@ -51,6 +52,9 @@ class SessionView:
                 self._take_token(frame, raw)
             case "answer_so_far":
                 self._take_so_far(frame)
+            case "turn_queued":
+                self._check(not self.ended(frame["turn_id"]), "a place in the queue after the end")
+                self.places.setdefault(frame["turn_id"], []).append(frame["ahead"])
             case "resync":
                 self.version, self.answers, self.attached = 0, {}, False
         return frame

@@ -73,6 +73,10 @@ async def test_a_refused_send_may_be_sent_again_and_is_answered(running: Install
         refused = await send(web, session_id, "too many", headers={"Idempotency-Key": "later"})
         assert (refused.status_code, refused.json()["code"]) == (429, "queue_full"), turns
         assert refused.headers["Retry-After"] == "5", "history refused it, and says no time"
+        async with chatter(running.ws(1)) as late:
+            view = await late.attach(session_id, session_id)
+            await eventually(lambda: view.places.get(turns[-1]), reason="the last one's place is told", timeout_s=60)
+            assert 0 < view.places[turns[-1]][0] < 20
         await running.standin.control.speed(token_gap_ms=0, answer_tokens=1)
 
         async def accepted() -> httpx.Response | None:
