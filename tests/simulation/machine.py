@@ -117,6 +117,10 @@ class Core(RuleBasedStateMachine):
     def pause(self, process: str, for_s: int) -> None:
         self.world.pause(process, for_s)
 
+    @rule(process=st.sampled_from(PROCESSES), for_s=seconds)
+    def delay(self, process: str, for_s: int) -> None:
+        self.world.delay(process, for_s)
+
     @rule(process=st.sampled_from(PROCESSES))
     def cut(self, process: str) -> None:
         self.world.cut(process)

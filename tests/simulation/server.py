@@ -23,13 +23,16 @@ Take = Callable[[Delivery], None]
 
 
 class Connection:
-    """One process's connection. reading False: the process is paused, so that what comes to it waits."""
+    """One process's connection. reading False: the process is paused, so that what comes to it waits. writing False:
+    what it has sent lies in its socket.
+    """
 
     def __init__(self, server: Server, name: str, after_reconnect: Work) -> None:
         self.server = server
         self.name = name
         self.after_reconnect = after_reconnect
         self.reading = True
+        self.writing = True
         self.connected = server.up
         self._asked: dict[str, tuple[Callable[[bytes | None], None], float]] = {}
         server.connections.append(self)
@@ -153,9 +156,10 @@ class Server:
         self.lanes.setdefault(lane, deque()).append(work)
 
     def steps(self) -> Iterator[Work]:
-        """The next arrival of each lane whose receiver reads."""
+        """The next arrival of each lane that moves."""
         for lane in self.lanes:
-            if lane[1] is None or lane[1].reading:
+            source, target, _ = lane
+            if (target is None or target.reading) and (source is None or source.writing):
                 yield lambda lane=lane: self._arrive(lane)  # type: ignore[misc]
 
     def _arrive(self, lane: Lane) -> None:

@@ -43,10 +43,12 @@ def test_the_late_result_of_a_paused_worker_is_nobody_s_end(world: World) -> Non
 
 def test_a_restarted_server_takes_no_turn_from_a_healthy_worker(world: World) -> None:
     """Every context is delivered again at once, and history has heard of nobody for longer than it believes them."""
+    world.kill("worker-0", 1)  # the server serves who asked first: so the other is the one that comes back
     turn = began(world)
+    world.tick()
     world.kill_server(8, lost=0, back=0)
     world.until(lambda: world.server.up)
-    world.cut("history")  # with the workers' presence on its way
+    world.delay("worker-1", 2)  # its presence comes after the other's claim
     world.until(lambda: turn_now(world, turn.turn_id).phase == "ended")
     assert turn_now(world, turn.turn_id).attempt == 1
 
@@ -99,6 +101,8 @@ def test_a_refusal_that_history_dies_with_is_told_to_who_asks(world: World) -> N
 def test_a_batch_that_fails_leaves_nothing_in_memory(world: World) -> None:
     world.fail_disk(1)
     sent = world.clients[0].send(world.any_gateway(), "hello", "queue")
+    world.until(lambda: world.disk_has_failed)
+    world.check_memory()
     world.live(10)
     assert turn_now(world, str(sent.event.turn_id)).phase == "ended"
 

@@ -54,6 +54,7 @@ class World:
         self.processes: dict[str, Process] = {}
         self._down_until: dict[str, float] = dict.fromkeys(PROCESSES, 0.0)
         self._paused: dict[str, tuple[float, float]] = {}  # since, until
+        self._delayed_until: dict[str, float] = {}
         self._server_up_at = 0.0
         self.frames_lost = False
         sessions = [self.new_id() for _ in range(3)]
@@ -98,6 +99,10 @@ class World:
         """How much of the intake is in the log."""
         return self.history.recorder.cursor.sequence if self.history is not None else 0
 
+    @property
+    def disk_has_failed(self) -> bool:
+        return self.history is not None and self.history.disk_fails_after is None
+
     def close(self) -> None:
         for name in list(self.processes):
             self.processes.pop(name).close()
@@ -118,13 +123,13 @@ class World:
         for pick in picks:
             if steps := self.steps():
                 self._step(steps[pick % len(steps)])
-        self._check_memory()
+        self.check_memory()
 
     def flow(self) -> None:
         """All that can happen without time passing, in the order in which it came."""
         for _ in range(STEPS_AT_ONCE):
             if not (steps := self.steps()):
-                self._check_memory()
+                self.check_memory()
                 return
             self._step(steps[0])
         raise AssertionError("it goes in a circle")
@@ -151,7 +156,8 @@ class World:
         step()
         self.ledger.read(catching_up=catching_up, alive=self._alive)
 
-    def _check_memory(self) -> None:
+    def check_memory(self) -> None:
+        """What history holds in memory is what is in its log."""
         if self.history is not None:
             self.ledger.check_cache(self.history)
 
@@ -162,6 +168,11 @@ class World:
             self.server.start()
         for name in [name for name, (_, until) in self._paused.items() if until <= self.now_s]:
             self.wake(name)
+        for name in [name for name, until in self._delayed_until.items() if until <= self.now_s]:
+            del self._delayed_until[name]
+            if (process := self.processes.get(name)) is not None:
+                process.connection.writing = True
+                self._not_well(process)
         self._start_what_is_down()
         self.server.serve_contexts()
         for name, process in list(self.processes.items()):
@@ -177,7 +188,10 @@ class World:
     def _alive(self, run: str) -> bool:
         """Whether a worker holds this run that history has every reason to call alive."""
         workers = [each for each in self.processes.values() if isinstance(each, Worker) and run in each.runs]
-        return any(worker.name not in self._paused and self.now_s - worker.well_since > HEARD_S for worker in workers)
+        return any(self.now_s - worker.well_since > HEARD_S and self._is_heard(worker) for worker in workers)
+
+    def _is_heard(self, worker: Worker) -> bool:
+        return worker.name not in self._paused and worker.connection.writing
 
     def _start_what_is_down(self) -> None:
         for name in PROCESSES:
@@ -218,6 +232,12 @@ class World:
         if name in self.processes and name not in self._paused:
             self._paused[name] = self.now_s, self.now_s + for_s
             self.processes[name].connection.reading = False
+
+    def delay(self, name: str, for_s: int) -> None:
+        """What it sends arrives late."""
+        if (process := self.processes.get(name)) is not None:
+            process.connection.writing = False
+            self._delayed_until[name] = self.now_s + for_s
 
     def cut(self, name: str) -> None:
         """Its connection; it has another at once."""
@@ -266,6 +286,7 @@ class World:
         self._server_up_at = self.now_s
         self._down_until = dict.fromkeys(PROCESSES, 0.0)
         self._paused = {name: (since, self.now_s) for name, (since, _) in self._paused.items()}
+        self._delayed_until = dict.fromkeys(self._delayed_until, self.now_s)
         if self.frames_lost:
             self._say_one_thing_more()
         for second in range(REST_WITHIN_S):
