@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from contracts.events import OnBusy
 from services.inference.run import Completed, Failed, Lost, Outcome
-from tests.simulation.world import GATEWAYS, PROCESSES, WINDOWS, WORKERS, World
+from tests.simulation.world import GATEWAYS, WINDOWS, WORKERS, World
 
 # Memory where there is some: what is simulated is never the loss of what was written.
 MEMORY = Path("/dev/shm")
@@ -29,6 +29,10 @@ SETTINGS = settings(
 
 # How a model may end: said whole, lost in the middle (another attempt may do better), or failed for good.
 ENDS: dict[str, Outcome] = {"completed": Completed("stop"), "lost": Lost("model_lost"), "failed": Failed("model_cut")}
+
+# kill and pause: SIGKILL, SIGSTOP. delay: what it sends comes late. cut: its connection. drop: what waits for it. lose:
+# one frame on its way to it.
+TROUBLES = ("kill", "pause", "delay", "cut", "drop", "lose")
 
 clients = st.integers(0, len(WINDOWS) - 1)
 gateways = st.integers(0, len(GATEWAYS) - 1)
@@ -44,6 +48,8 @@ class Core(RuleBasedStateMachine):
         self._folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
         self.world = World(self._folder)
         self.world.live(2)  # history is up; clients attach
+        for client in range(len(WINDOWS)):
+            self.send(client, client, "queue")
 
     def teardown(self) -> None:
         try:
@@ -59,16 +65,16 @@ class Core(RuleBasedStateMachine):
         if (through := self.world.gateway(gateway)) is not None:
             self.world.clients[client].send(through, "hello", on_busy)
 
-    @rule(client=clients, gateway=gateways, which=st.integers(0, 5))
-    def repeat(self, client: int, gateway: int, which: int) -> None:
+    @rule(client=clients, gateway=gateways, which=st.integers(0, 5), same=st.booleans())
+    def send_again(self, client: int, gateway: int, which: int, same: bool) -> None:
+        """Under a key that was used before: the same, or by a client's mistake something else."""
         sends = self.world.clients[client].sends
-        if sends and (through := self.world.gateway(gateway)) is not None:
+        through = self.world.gateway(gateway)
+        if through is None or not sends:
+            return
+        if same:
             self.world.clients[client].repeat(through, sends[which % len(sends)])
-
-    @rule(client=clients, gateway=gateways, which=st.integers(0, 5))
-    def reuse_key(self, client: int, gateway: int, which: int) -> None:
-        sends = self.world.clients[client].sends
-        if sends and (through := self.world.gateway(gateway)) is not None:
+        else:
             self.world.clients[client].send(through, "other", "queue", number=which % len(sends))
 
     @rule(client=clients, gateway=gateways, which=st.integers(0, 5))
@@ -93,12 +99,9 @@ class Core(RuleBasedStateMachine):
     def steps(self, picks: list[int]) -> None:
         self.world.take(*picks)
 
-    @rule()
-    def flow(self) -> None:
-        self.world.flow()
-
-    @rule(seconds=seconds)
+    @rule(seconds=st.sampled_from((0, 1, 2, 4)))
     def live(self, seconds: int) -> None:
+        self.world.flow()
         self.world.live(seconds)
 
     @rule(seconds=st.integers(1, 15))
@@ -109,25 +112,32 @@ class Core(RuleBasedStateMachine):
 
     # Troubles.
 
-    @rule(process=st.sampled_from(PROCESSES), down_s=seconds)
-    def kill(self, process: str, down_s: int) -> None:
-        self.world.kill(process, down_s)
+    @rule(trouble=st.sampled_from(TROUBLES), worker=st.sampled_from(WORKERS), for_s=seconds)
+    def trouble_worker(self, trouble: str, worker: str, for_s: int) -> None:
+        self._trouble(trouble, worker, for_s)
 
-    @rule(process=st.sampled_from(PROCESSES), for_s=seconds)
-    def pause(self, process: str, for_s: int) -> None:
-        self.world.pause(process, for_s)
+    @rule(trouble=st.sampled_from(TROUBLES), gateway=st.sampled_from(GATEWAYS), for_s=seconds)
+    def trouble_gateway(self, trouble: str, gateway: str, for_s: int) -> None:
+        self._trouble(trouble, gateway, for_s)
 
-    @rule(process=st.sampled_from(PROCESSES), for_s=seconds)
-    def delay(self, process: str, for_s: int) -> None:
-        self.world.delay(process, for_s)
+    @rule(trouble=st.sampled_from(TROUBLES), for_s=seconds)
+    def trouble_history(self, trouble: str, for_s: int) -> None:
+        self._trouble(trouble, "history", for_s)
 
-    @rule(process=st.sampled_from(PROCESSES))
-    def cut(self, process: str) -> None:
-        self.world.cut(process)
-
-    @rule(process=st.sampled_from((*GATEWAYS, *WORKERS)))
-    def drop(self, process: str) -> None:
-        self.world.drop(process)
+    def _trouble(self, trouble: str, process: str, for_s: int) -> None:
+        match trouble:
+            case "kill":
+                self.world.kill(process, for_s)
+            case "pause":
+                self.world.pause(process, for_s)
+            case "delay":
+                self.world.delay(process, for_s)
+            case "cut":
+                self.world.cut(process)
+            case "drop":
+                self.world.drop(process)
+            case "lose":
+                self.world.lose(process)
 
     @rule(down_s=seconds, lost=st.integers(0, 2), back=st.integers(0, 2))
     def kill_server(self, down_s: int, lost: int, back: int) -> None:
@@ -136,10 +146,6 @@ class Core(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(WORKERS), how=st.sampled_from(sorted(ENDS)))
     def end_model(self, worker: str, how: str) -> None:
         self.world.end_model(worker, ENDS[how])
-
-    @rule(gateway=st.sampled_from(GATEWAYS))
-    def lose(self, gateway: str) -> None:
-        self.world.lose(gateway)
 
     @rule(rows=st.integers(0, 3))
     def fail_disk(self, rows: int) -> None:

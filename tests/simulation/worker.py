@@ -47,7 +47,7 @@ from tests.simulation.server import Connection, Pull, Server, Work
 from tests.simulation.truth import Truth
 
 SLOTS = 2
-PIECES = 3
+PIECES = 8
 TOKEN_CHARS = 100
 PRESENCE_EVERY_S = 2
 HEARTBEAT_EVERY_S = 3

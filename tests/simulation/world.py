@@ -264,9 +264,9 @@ class World:
         if isinstance(process, Worker) and process.runs and worker not in self._paused:
             next(iter(process.runs.values())).end(outcome)
 
-    def lose(self, gateway: str) -> None:
+    def lose(self, name: str) -> None:
         """One frame of a feed, without a word to anybody: the next one shows it."""
-        if (process := self.processes.get(gateway)) is not None:
+        if (process := self.processes.get(name)) is not None:
             self.frames_lost |= self.server.lose_frame(process.connection)
 
     def fail_disk(self, rows: int) -> None:
