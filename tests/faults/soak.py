@@ -44,6 +44,11 @@ class Result:
         return f"Seed {self.seed}: {told}; {len(self.violations)} violations."
 
 
+def new_folder(seed: int) -> Path:
+    """For a run's files; kept where it finds something, also in a test, whose own folder goes soon."""
+    return Path(tempfile.mkdtemp(prefix=f"chatlog-soak-{seed}-"))
+
+
 def silent(_progress: str) -> None:
     """For a run whose progress nobody reads."""
 
@@ -103,7 +108,7 @@ def main() -> int:
     asked.add_argument("--box", action="store_true", help="a third worker, with the small real model")
     given = asked.parse_args()
     seed = secrets.randbelow(2**31) if given.seed is None else given.seed
-    folder = Path(tempfile.mkdtemp(prefix=f"chatlog-soak-{seed}-"))
+    folder = new_folder(seed)
     _print(f"seed {seed}, files in {folder}")
     result = asyncio.run(soak(folder, seed, given.kills, _print, with_box=given.box))
     for name, count in sorted(result.faults.items()):
