@@ -167,8 +167,9 @@ class Health:
     def _believe_again(self, now_s: float) -> None:
         """The server was away and is back, so the next turn is its trial: one from before may wait for ever."""
         self._troubles.clear()
-        if self._trial is not None:
-            self._trial.reschedule(now_s)
+        trial, self._trial = self._trial, None
+        if trial is not None:
+            trial.reschedule(now_s)
 
     def _offered(self, listed: list[Model], now_s: float) -> tuple[Model, ...]:
         """The models that can be asked for by name; of a hosted server's hundreds, the first so many."""

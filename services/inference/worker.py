@@ -1,7 +1,7 @@
 """Step 11, inference/worker: takes contexts for free slots, one run per slot, and drains when it is told to.
 
-Owns the slots, and the gate that says whether a context may be taken: a slot is free, the model server is well, and the
-process is not ending. For a model in trouble nothing is asked. Must never hold a context that it has no slot for: it
+Owns the slots, the gate that says whether any context may be taken (a slot is free, the process is not ending), and a
+pull loop for each model, which pulls while the model is well. Must never hold a context that it has no slot for: it
 goes straight back to the queue.
 """
 
@@ -18,7 +18,7 @@ from contracts import subjects
 from contracts.errors import ContractError
 from contracts.turns import read_context
 from services.inference.contexts import PULL_EXPIRES_S, ContextQueue, Delivery
-from services.inference.health import OK, Health, TrialTimes
+from services.inference.health import Health, TrialTimes
 from services.inference.models.port import ModelServer
 from services.inference.presence import Beacon, Identity
 from services.inference.slots import SlotRules, Station, TurnRun
@@ -56,6 +56,7 @@ class Worker:
         self.health = Health(servers.asked, times, self._on_health_change, tells_loads=tells_loads)
         self.beacon = Beacon(bus, self.health, identity)
         self._station = Station(bus, self.health, self.beacon, rules)
+        self._mind_gate()
         bus.after_reconnect(self._on_gap)
         bus.after_drop(self._on_gap)
 
@@ -134,14 +135,13 @@ class Worker:
             log.error("run_died", task=ended.get_name(), exc_info=error)
 
     def _mind_gate(self) -> None:
-        if self._idle and self.health.state == OK and not self.beacon.stopping:
+        if self._idle and not self.beacon.stopping:
             self._gate.set()
         else:
             self._gate.clear()
 
     def _on_health_change(self) -> None:
         self.beacon.say_soon()
-        self._mind_gate()
         self._models_changed.set()
 
     async def _on_hello(self, _msg: object) -> None:

@@ -153,6 +153,20 @@ async def test_refusals_for_want_of_room_use_up_one_attempt_only(stage: Stage) -
         await stage.answered(turn, attempt=2)
 
 
+async def test_a_server_that_was_away_is_believed_again_whatever_a_trial_waits_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine slept: nobody will ever answer the trial of before, nor say that its connection is dead."""
+    monkeypatch.setattr(health, "ASK_EVERY_S", 0.05)
+    async with stage.worker():
+        await stage.server.control.fault("reset", after=5)
+        await stage.server.control.fault("hang", nth=2)
+        turn = await stage.history.queue_turn()
+        await stage.trials(1)
+        await stage.server.control.fault("status", row="panic", times=2, **stage.lists)
+        await stage.answered(turn, attempt=2)
+
+
 async def test_one_model_in_trouble_leaves_the_others_their_turns(stage: Stage) -> None:
     async with stage.worker():
         broken = {"row": "runner_exit", "headers": {"retry-after": "0"}, "times": None, "model": OTHER_MODEL}
