@@ -241,7 +241,7 @@ def check_views(on: Scene, views: dict[str, list[tuple[Any, ...]]]) -> None:
     """The state folded from the log says the same as the views, of every session and turn."""
     turns, messages = 0, 0
     with on.log.look() as tx:
-        for user, session_id, _, title, _, _, head, version, *_ in views["sessions"]:
+        for user, session_id, _, title, _, _, _, head, version, *_ in views["sessions"]:
             session = Session(user, session_id)
             for row in tx.session_rows(user, session_id):
                 evolve(session, row.event, row.position)
