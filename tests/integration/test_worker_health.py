@@ -21,7 +21,7 @@ from tests.conversing import new_id
 from tests.operated import free_port
 from tests.polling import eventually
 from tests.scripted_history import MODEL, OTHER_MODEL, ScriptedHistory, Turn, scripted_history
-from tests.standins import Standin, standin_process
+from tests.standins import Standin, chat, standin_process
 from tests.workers import worker
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -90,6 +90,13 @@ class Stage:
         options = {"models": [MODEL, OTHER_MODEL], "load_s": 0, "token_gap_ms": 1}
         self.server = await self.processes.enter_async_context(standin_process(**options, **self.ports))
         await self.fresh()
+
+    async def is_cold(self, load_s: float) -> None:
+        """MODEL is out of memory, whatever was asked before, and takes so long to come back."""
+        await chat(self.server.ollama_url, [], model=MODEL)
+        await self.server.control.runner(MODEL, "unload")
+        await self.fresh()
+        await self.server.control.speed(load_s=load_s)
 
     async def fresh(self) -> None:
         await self.server.control.reset()
@@ -185,8 +192,7 @@ async def test_one_model_in_trouble_leaves_the_others_their_turns(stage: Stage) 
 
 async def test_a_cold_model_is_loaded_once_however_many_wait(stage: Stage) -> None:
     async with stage.worker(slots=2):
-        await stage.server.control.runner(MODEL, "unload")
-        await stage.server.control.speed(load_s=1.0)
+        await stage.is_cold(load_s=1.0)
         turns = [await stage.history.queue_turn() for _ in range(3)]
         for turn in turns:
             await stage.answered(turn, attempt=1)
@@ -196,8 +202,7 @@ async def test_a_cold_model_is_loaded_once_however_many_wait(stage: Stage) -> No
 async def test_a_load_too_slow_for_turns_is_not_begun_again_and_again(stage: Stage) -> None:
     """The trial waits longer each time, so that it comes to its end; the turn is then answered from memory."""
     async with stage.worker(first_token_s=0.5):
-        await stage.server.control.runner(MODEL, "unload")
-        await stage.server.control.speed(load_s=1.5)
+        await stage.is_cold(load_s=1.5)
         await stage.answered(await stage.history.queue_turn(), attempt=2)
         *given_up, last = await stage.server.control.loads()
         assert (last, set(given_up)) == ("loaded", {"given_up"})
