@@ -9,14 +9,13 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.forks import Forked, fork_server
 from tests.polling import eventually
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +33,7 @@ class Service:
     environment: dict[str, str]
     label: str = ""
     module: str = ""
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    process: Forked | None = field(default=None, init=False)
 
     @property
     def log_path(self) -> Path:
@@ -62,14 +61,8 @@ class Service:
         assert not self.alive, "already running"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CHATLOG_")}
         environment = {**inherited, "CHATLOG_HEALTH_ADDRESS": f"unix:{self.socket}", **self.environment}
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", self.module or f"services.{self.name}"],
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
+        module = self.module or f"services.{self.name}"
+        self.process = fork_server().spawn(module, (), environment, self.log_path)
 
     async def start(self) -> None:
         """Start it, and wait until it says that it is ready."""

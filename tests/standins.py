@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
-import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +16,9 @@ from typing import Any, Final
 
 import httpx
 
-ROOT: Final = Path(__file__).parent.parent
+from tests.forks import Forked, fork_server
+from tests.polling import eventually
+
 START_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 5.0
 CONTROL_TIMEOUT_S: Final = 10.0
@@ -80,7 +83,7 @@ class Control:
 class Standin:
     """A stand-in that runs."""
 
-    process: asyncio.subprocess.Process
+    process: Forked
     ollama_url: str
     openai_url: str
     control_url: str
@@ -109,21 +112,26 @@ def arguments(options: dict[str, Any]) -> list[str]:
 @asynccontextmanager
 async def standin_process(**options: Any) -> AsyncIterator[Standin]:
     """A stand-in on free ports, up before the block and stopped after it. Options are its command line's."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.standin", *arguments(options), cwd=ROOT, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT_S)
-        assert line, f"the stand-in did not start: exit code {await process.wait()}"
-        told = json.loads(line)
-        urls = {name: f"http://{told['host']}:{told[name]}" for name in ("ollama", "openai", "control")}
-        async with plain_client(CONTROL_TIMEOUT_S, urls["control"]) as client:
-            yield Standin(process, urls["ollama"], f"{urls['openai']}/v1", urls["control"], Control(client))
-    finally:
-        if process.returncode is None:
+    with tempfile.TemporaryDirectory(prefix="standin-") as folder:
+        printed = Path(folder, "printed.log")
+        process = fork_server().spawn("services.standin", arguments(options), os.environ, printed)
+        try:
+            told = await eventually(
+                lambda: _told(process, printed), reason="the stand-in listens", timeout_s=START_TIMEOUT_S
+            )
+            urls = {name: f"http://{told['host']}:{told[name]}" for name in ("ollama", "openai", "control")}
+            async with plain_client(CONTROL_TIMEOUT_S, urls["control"]) as client:
+                yield Standin(process, urls["ollama"], f"{urls['openai']}/v1", urls["control"], Control(client))
+        finally:
             process.kill()
-        await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+            await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
+
+
+def _told(process: Forked, printed: Path) -> Any:
+    """Its first line, once it is there: where it listens."""
+    line, newline, _ = printed.read_text().partition("\n") if printed.exists() else ("", "", "")
+    assert newline or process.poll() is None, f"the stand-in did not start: exit code {process.returncode}"
+    return json.loads(line) if newline else None
 
 
 @dataclass

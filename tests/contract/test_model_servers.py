@@ -217,7 +217,7 @@ async def test_a_killed_server_is_a_lost_answer_and_then_unreachable(kind: Kind)
         assert isinstance(await anext(items), Piece)
         running.kill()
         assert (await rest_of(items)).verdict == ("model_lost", True)
-        await running.process.wait()  # until then its port still takes connections
+        await asyncio.to_thread(running.process.wait, 30)  # until then its port still takes connections
         assert (await ask(subject, QUESTION)).verdict == ("model_unreachable", True)
         await server.aclose()
 

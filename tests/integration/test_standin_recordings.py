@@ -6,7 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tests.standins import ROOT, standin_process
+from tests.services import ROOT
+from tests.standins import standin_process
 
 CHECK = ROOT / "tests" / "recordings" / "check.py"
 PAGE = ROOT / "docs" / "standin.md"
