@@ -24,6 +24,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from services.runtime.lifecycle import cancel_all
+
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
@@ -164,12 +166,15 @@ class Bus:
         """Drain and close, within STOP_TIMEOUT_S."""
         if self.broker._connection is None:
             return
-        ending = asyncio.ensure_future(self.broker.stop() if self.connected else self.client.close())
+        client = self.client
+        ending = asyncio.ensure_future(self.broker.stop() if self.connected else client.close())
         _, late = await asyncio.wait({ending}, timeout=STOP_TIMEOUT_S)
         if late:
             log.warning("bus_not_drained")
             self._transport().abort()
             await asyncio.wait({ending}, timeout=DRAIN_TIMEOUT_S)
+        # Whichever of them lives on would look for a server for ever, also while the loop is being closed.
+        await cancel_all({task for task in (ending, client._reconnection_task) if task is not None})
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
         """handler is called for one message after the other."""
