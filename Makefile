@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input --require-hashes
 # Tests wait for processes more than they compute. A file's tests share its stack, so a file stays in one process.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 

@@ -100,7 +100,7 @@ async def operated(folder: Path, **settings: str) -> AsyncIterator[Up]:
         **{f"CHATLOG_{name}_PORT": str(free_port()) for name in ("GATEWAY", "NATS", "STANDIN", "BOX")},
         **{f"CHATLOG_{name.upper()}": value for name, value in settings.items()},
     }
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("CHATLOG_")}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("CHATLOG_", "MAKE", "MFLAGS"))}
     up = Up(folder / "data", plain | chosen, folder / "output.txt")
     try:
         yield up

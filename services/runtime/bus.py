@@ -167,13 +167,14 @@ class Bus:
         if self.broker._connection is None:
             return
         client = self.client
+        client.options["allow_reconnect"] = False  # else it would connect anew in the middle of its own close
         ending = asyncio.ensure_future(self.broker.stop() if self.connected else client.close())
         _, late = await asyncio.wait({ending}, timeout=STOP_TIMEOUT_S)
         if late:
             log.warning("bus_not_drained")
             self._transport().abort()
             await asyncio.wait({ending}, timeout=DRAIN_TIMEOUT_S)
-        # Whichever of them lives on would look for a server for ever, also while the loop is being closed.
+        # One that lives on would look for a server for ever, also while the loop is being closed.
         await cancel_all({task for task in (ending, client._reconnection_task) if task is not None})
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
