@@ -23,8 +23,8 @@ from services.operator import broker as bundled
 from services.operator.provisioning import provision
 from tests.polling import eventually
 
-START_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
 
 
 @dataclass

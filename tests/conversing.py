@@ -37,8 +37,8 @@ from tests.polling import eventually
 
 USER = "local"
 MODEL = "tiny:1m"
-PUBLISH_TIMEOUT_S = 5.0
-HEARD_TIMEOUT_S = 10.0
+PUBLISH_TIMEOUT_S = 60.0
+HEARD_TIMEOUT_S = 60.0
 
 
 def new_id() -> str:
@@ -202,7 +202,7 @@ class Talker:
         reply = await self.events(session_id, user_id=user_id)
         return [json.loads(frame)["event"]["type"] for frame in reply.frames]
 
-    async def context(self, timeout_s: float = 5.0, model: str = MODEL) -> tuple[QueuedContext, Msg]:
+    async def context(self, timeout_s: float = 60.0, model: str = MODEL) -> tuple[QueuedContext, Msg]:
         """Take the next context from the queue, as a worker does."""
         jetstream = self.bus.jetstream()
         name = await ensure_context_consumer(jetstream, model)

@@ -22,8 +22,8 @@ from tests.brokers import Broker
 from tests.polling import eventually
 from tests.services import Service, service
 
-START_TIMEOUT_S = 20.0
-FRAME_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
+FRAME_TIMEOUT_S = 60.0
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Gateway:
         return f"http://{self.host}"
 
     def http(self, **options: Any) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, timeout=30, **options)
+        return httpx.AsyncClient(base_url=self.url, timeout=60, **options)
 
     async def ready(self) -> None:
         async def is_ready() -> bool:

@@ -15,11 +15,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 from tests.polling import eventually
 
 ROOT = Path(__file__).parent.parent
-READY_TIMEOUT_S = 40.0
-STOP_TIMEOUT_S = 40.0
+READY_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 90.0
 
 
 def free_port() -> int:
@@ -46,12 +48,19 @@ class Up:
         """Start it, as `python -m services.operator up` or as another command in its place."""
         self.process = await _spawn(command or (sys.executable, "-m", "services.operator", "up"), self)
 
-    async def ready(self) -> None:
-        """It has said where it is, and every service is ready."""
+    async def ready(self, *, model: bool = True) -> None:
+        """It has said where it is, and would answer a message (model: with one). A slow start may say first that it is
+        not ready yet.
+        """
         await self.says("is at http://", READY_TIMEOUT_S)
-        assert "not ready" not in self.output()
+        await eventually(lambda: self._is_ready(model), reason="it would answer", timeout_s=READY_TIMEOUT_S)
 
-    async def says(self, words: str, timeout_s: float = 20.0) -> None:
+    async def _is_ready(self, model: bool) -> bool:
+        async with httpx.AsyncClient(base_url=self.gateway, timeout=30, trust_env=False) as client:
+            ready = (await client.get("/readyz")).status_code == 200
+            return ready and (not model or bool((await client.get("/v1/models")).json()["data"]))
+
+    async def says(self, words: str, timeout_s: float = 60.0) -> None:
         await eventually(lambda: self._says(words), reason=f"it says {words!r}", timeout_s=timeout_s)
 
     def output(self) -> str:

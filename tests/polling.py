@@ -11,13 +11,17 @@ from typing import TypeVar, overload
 T = TypeVar("T")
 
 POLL_EVERY_S = 0.02
+# Nobody waits so long on a machine at its usual speed; one that is busy may be five times slower.
+FOR_EVER_S = 60.0
 
 
 @overload
 async def eventually(check: Callable[[], Awaitable[T | None]], *, reason: str, timeout_s: float = ...) -> T: ...
 @overload
 async def eventually(check: Callable[[], T | None], *, reason: str, timeout_s: float = ...) -> T: ...
-async def eventually(check: Callable[[], T | Awaitable[T | None] | None], *, reason: str, timeout_s: float = 10.0) -> T:
+async def eventually(
+    check: Callable[[], T | Awaitable[T | None] | None], *, reason: str, timeout_s: float = FOR_EVER_S
+) -> T:
     """The first truthy value of check(), which may be async.
 
     Raises AssertionError with the reason and the last value or exception once timeout_s has passed.

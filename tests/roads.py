@@ -21,7 +21,7 @@ from tests.conversing import MODEL, USER, Talker, claim, completed, message, new
 from tests.polling import eventually
 from tests.services import Service, service
 
-SEEN_TIMEOUT_S = 15.0
+SEEN_TIMEOUT_S = 60.0
 
 
 @dataclass

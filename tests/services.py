@@ -19,9 +19,9 @@ from tests.forks import Forked, fork_server
 from tests.polling import eventually
 
 ROOT = Path(__file__).parents[1]
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 60.0
 # Two cores, and a suite that runs beside it: a start takes 0.5 s alone.
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 60.0
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Service:
         reader, writer = await asyncio.open_unix_connection(str(self.socket))
         try:
             writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 raw = await reader.read()
         finally:
             writer.close()

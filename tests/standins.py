@@ -19,9 +19,9 @@ import httpx
 from tests.forks import Forked, fork_server
 from tests.polling import eventually
 
-START_TIMEOUT_S: Final = 20.0
-STOP_TIMEOUT_S: Final = 5.0
-CONTROL_TIMEOUT_S: Final = 10.0
+START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 60.0
+CONTROL_TIMEOUT_S: Final = 30.0
 
 QUICK: Final[dict[str, Any]] = {"load_s": 0, "token_gap_ms": 0.2}
 """Options for a test to which time does not matter: an answer takes some 20 ms instead of half a second."""

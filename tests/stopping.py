@@ -21,7 +21,7 @@ from tests.polling import eventually
 
 DoorName = Literal["socket", "http", "stream"]
 DOORS: tuple[DoorName, ...] = ("socket", "http", "stream")
-SEEN_TIMEOUT_S = 20.0
+SEEN_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tests.brokers import Broker
 from tests.standins import Standin
 
 ROOT: Final = Path(__file__).parent.parent
-STOP_TIMEOUT_S: Final = 15.0
+STOP_TIMEOUT_S: Final = 60.0
 
 
 def settings_of(b: Broker, server: Standin | Box, **more: Any) -> dict[str, Any]:

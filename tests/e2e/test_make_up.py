@@ -32,7 +32,7 @@ async def run(up: Up, *arguments: str) -> tuple[int, str]:
         sys.executable, "-m", "services.operator", *arguments,
         cwd=ROOT, env=up.environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    output, _ = await asyncio.wait_for(process.communicate(), 120)
     assert process.returncode is not None
     return process.returncode, output.decode()
 
@@ -169,7 +169,7 @@ async def test_an_ollama_without_a_model_says_what_to_pull_and_stays_up(tmp_path
     with empty_ollama() as url:
         async with operated(tmp_path, model_server="auto", ollama_url=url) as up:
             await up.start()
-            await up.ready()
+            await up.ready(model=False)
             assert "ollama pull smollm2:135m" in up.output()
             assert "model   none yet" in up.output()
             assert await gateway_is_ready(up)
@@ -219,7 +219,7 @@ def test_make_says_what_is_missing(tmp_path: Path, python: str | None, line: str
         fake.chmod(0o755)
     done = subprocess.run(
         ["make", "up", f"PYTHON={fake}", f"VENV={tmp_path}/venv"],
-        cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode != 0
     assert done.stderr.startswith(line)

@@ -269,7 +269,7 @@ async def test_only_loopback_is_served_without_keys(tmp_path: Path) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
             check=False,
         )
         assert ended.returncode == 2

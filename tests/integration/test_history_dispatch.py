@@ -19,7 +19,7 @@ from tests.conversing import MODEL, USER, claim, completed, make_event, message,
 from tests.polling import eventually
 from tests.roads import Road, road
 
-SOON_S = 15.0
+SOON_S = 60.0
 
 
 async def empty_queue(walk: Road) -> None:

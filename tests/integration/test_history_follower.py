@@ -22,7 +22,7 @@ from tests.polling import eventually
 from tests.roads import Road, road
 from tests.services import service
 
-ALL_THERE_S = 30.0
+ALL_THERE_S = 90.0
 
 
 @dataclass
@@ -100,7 +100,7 @@ async def test_a_connection_cut_in_the_middle_of_a_batch_loses_nothing(tmp_path:
             for part in range(5):
                 between.cut_after = 20_000 + 7_000 * part
                 await publish_all(walk, events[300 * part : 300 * (part + 1)])
-                await eventually(lambda: between.cut_after is None, reason="the connection was cut", timeout_s=10)
+                await eventually(lambda: between.cut_after is None, reason="the connection was cut")
             await all_recorded_once(walk, session_id, events)
             assert between.cuts == 5
             assert walk.said("follower_reopens")

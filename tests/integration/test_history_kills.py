@@ -24,7 +24,7 @@ KILLS = 20
 BROKER_KILLS = 10
 SESSIONS = 6
 # Long enough for all that is under way to be claimed again after the last kill.
-SETTLED_S = 40.0
+SETTLED_S = 120.0
 
 
 @dataclass

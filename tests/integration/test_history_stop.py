@@ -18,7 +18,7 @@ from tests.polling import eventually
 from tests.recording import cancel, ended
 from tests.roads import Road, road
 
-SOON_S = 15.0
+SOON_S = 60.0
 # Contexts that are withdrawn while they are on their way, each some turns of the loop later.
 WITHDRAWN = 200
 

@@ -161,7 +161,7 @@ async def _until_attached(stream: httpx.Response) -> AsyncIterator[str]:
 async def asked_of(client: httpx.AsyncClient, asked: Asked) -> tuple[int, str]:
     """Status, and all that came: headers and body, of a stream until it is up to date."""
     request = client.build_request(asked.method, asked.path, params=asked.query, headers=asked.headers, json=asked.body)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         response = await client.send(request, stream=True)
         try:
             body = "\n".join([line async for line in _until_attached(response)])

@@ -80,9 +80,9 @@ async def _run(name: str, *flags: str, send: signal.Signals | None = None) -> Ou
     assert process.stdout is not None
     first = b""
     if send is not None:
-        first = await asyncio.wait_for(process.stdout.readline(), 20)
+        first = await asyncio.wait_for(process.stdout.readline(), 60)
         process.send_signal(send)
-    stdout, stderr = await asyncio.wait_for(process.communicate(), 20)
+    stdout, stderr = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
     return Outcome(process.returncode, (first + stdout).decode(), stderr.decode())
 

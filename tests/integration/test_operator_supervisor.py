@@ -160,5 +160,5 @@ async def test_a_killed_parent_of_the_supervisor_leaves_no_orphan() -> None:
 def test_an_orphan_does_not_start() -> None:
     environment = {**os.environ, "CHATLOG_SUPERVISOR_PID": "1"}
     command = leashed("/bin/echo", "started")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "the supervisor is gone\n")

@@ -13,7 +13,7 @@ from services.operator import probe
 from services.runtime.health import Reason, listening
 from tests.operated import free_port
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 async def asked(address: str, path: str = "/readyz") -> tuple[int | None, str]:

@@ -42,11 +42,11 @@ async def test_a_turn_whose_worker_is_gone_is_answered_once(tmp_path: Path, wake
             await leave(first, wakes=wakes)
             await second.start()
             await soon_delivered_again(talk)
-            await eventually(lambda: tokens(talk, session_id, 2), reason="the second worker answers", timeout_s=30)
+            await eventually(lambda: tokens(talk, session_id, 2), reason="the second worker answers", timeout_s=60)
             if wakes:
                 # It holds an old delivery and half an answer, and must end nobody's.
                 first.resume()
-            await eventually(lambda: ended(talk, session_id), reason="the turn ends", timeout_s=20)
+            await eventually(lambda: ended(talk, session_id), reason="the turn ends", timeout_s=60)
             await eventually(lambda: emptied(talk), reason="the context is acked")
             assert (await talk.types(session_id))[3:] == ["answer_started", "answer_started", "answer_completed"]
         end = ended(talk, session_id)[0]["event"]["data"]
