@@ -57,8 +57,10 @@ class Up:
 
     async def _is_ready(self, model: bool) -> bool:
         async with httpx.AsyncClient(base_url=self.gateway, timeout=30, trust_env=False) as client:
-            ready = (await client.get("/readyz")).status_code == 200
-            return ready and (not model or bool((await client.get("/v1/models")).json()["data"]))
+            with suppress(httpx.TransportError):  # it does not listen yet
+                ready = (await client.get("/readyz")).status_code == 200
+                return ready and (not model or bool((await client.get("/v1/models")).json()["data"]))
+        return False
 
     async def says(self, words: str, timeout_s: float = 60.0) -> None:
         await eventually(lambda: self._says(words), reason=f"it says {words!r}", timeout_s=timeout_s)
