@@ -37,7 +37,8 @@ from tests.polling import eventually
 
 USER = "local"
 MODEL = "tiny:1m"
-PUBLISH_TIMEOUT_S = 60.0
+# After this a writer would publish it again: a lost acknowledgement never comes.
+PUBLISH_TIMEOUT_S = 5.0
 HEARD_TIMEOUT_S = 60.0
 
 
@@ -111,7 +112,7 @@ class Talker:
     frames: dict[str, list[bytes]] = field(default_factory=dict)
     words: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
-    async def publish(self, event: Event) -> int:
+    async def publish(self, event: Event, timeout_s: float = PUBLISH_TIMEOUT_S) -> int:
         """As its writer does; the intake's sequence."""
         return await self.publish_raw(
             subjects.intake(event.user_id, event.session_id, event.type),
@@ -121,11 +122,14 @@ class Talker:
                 subjects.CHAT_USER: event.user_id,
                 **({subjects.CHAT_TURN: event.turn_id} if event.turn_id else {}),
             },
+            timeout_s,
         )
 
-    async def publish_raw(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
+    async def publish_raw(
+        self, subject: str, body: bytes, headers: dict[str, str], timeout_s: float = PUBLISH_TIMEOUT_S
+    ) -> int:
         return await self.bus.publish_durable(
-            subjects.INTAKE_STREAM, subject, body, {subjects.CHAT_REPLY: self.reply, **headers}, PUBLISH_TIMEOUT_S
+            subjects.INTAKE_STREAM, subject, body, {subjects.CHAT_REPLY: self.reply, **headers}, timeout_s
         )
 
     async def outcome(self, event_id: str, count: int = 1) -> OutcomeMessage:

@@ -76,7 +76,7 @@ def renames(session_id: str, count: int) -> list[Event]:
 
 
 async def publish_all(walk: Road, events: list[Event]) -> None:
-    await asyncio.gather(*(walk.talk.publish(event) for event in events))
+    await asyncio.gather(*(walk.talk.publish(event, ALL_THERE_S) for event in events))
 
 
 async def all_recorded_once(walk: Road, session_id: str, events: list[Event]) -> None:
