@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.environments import plain_environment
 from tests.polling import eventually
 
 # Python's imports, the model's load and llama.cpp's warm-up: 1.5 s alone, more than 30 s were seen beside other tests.
@@ -66,7 +66,7 @@ class Box:
 
 def environment(**settings: str) -> dict[str, str]:
     """This process's environment without any CHATLOG_*, and the given settings: slots is CHATLOG_BOX_SLOTS."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CHATLOG_")}
+    inherited = plain_environment()
     return inherited | {f"CHATLOG_BOX_{name.upper()}": value for name, value in settings.items()}
 
 

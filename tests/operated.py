@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.environments import plain_environment
 from tests.polling import eventually
 
 ROOT = Path(__file__).parent.parent
@@ -111,7 +112,7 @@ async def operated(folder: Path, **settings: str) -> AsyncIterator[Up]:
         **{f"CHATLOG_{name}_PORT": str(free_port()) for name in ("GATEWAY", "NATS", "STANDIN", "BOX")},
         **{f"CHATLOG_{name.upper()}": value for name, value in settings.items()},
     }
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("CHATLOG_", "MAKE", "MFLAGS"))}
+    plain = plain_environment()
     up = Up(folder / "data", plain | chosen, folder / "output.txt")
     try:
         yield up

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.environments import plain_environment
 from tests.forks import Forked, fork_server
 from tests.polling import eventually
 
@@ -59,7 +60,7 @@ class Service:
 
     def spawn(self) -> None:
         assert not self.alive, "already running"
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CHATLOG_")}
+        inherited = plain_environment()
         environment = {**inherited, "CHATLOG_HEALTH_ADDRESS": f"unix:{self.socket}", **self.environment}
         module = self.module or f"services.{self.name}"
         self.process = fork_server().spawn(module, (), environment, self.log_path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import signal
 import subprocess
@@ -24,6 +23,7 @@ import httpx
 
 from services.operator.provisioning import provision
 from tests.brokers import Broker, prepared
+from tests.environments import plain_environment
 from tests.faults.proxy import Proxy, proxied
 from tests.operated import free_port
 from tests.polling import eventually
@@ -71,7 +71,7 @@ class Part:
 
     def spawn(self) -> None:
         assert not self.alive, f"{self.name} runs already"
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CHATLOG_")}
+        inherited = plain_environment()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, cwd=ROOT, env={**inherited, **self.environment}, stdout=log, stderr=log

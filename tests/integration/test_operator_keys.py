@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 
 from contracts.keys import key_id_of
 from tests.brokers import Broker, broker
+from tests.environments import plain_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +18,7 @@ def files(folder: Path) -> list[Path]:
 
 
 async def chatlog(b: Broker, *arguments: str) -> tuple[int, str, str]:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("CHATLOG_")}
+    plain = plain_environment()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.operator", "keys", *arguments),
         cwd=ROOT,

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from contracts import subjects
 from contracts.base import compact
 from contracts.envelope import Event
 from tests.conversing import MODEL, USER, message
+from tests.environments import plain_environment
 from tests.roads import Road, road
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ LARGE = 3 * 512 * 1024 + 7
 
 
 async def chatlog(walk: Road, *arguments: str) -> tuple[int, bytes, str]:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("CHATLOG_")}
+    plain = plain_environment()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.operator", "parked", *arguments),
         cwd=ROOT,
