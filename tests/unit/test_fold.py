@@ -6,15 +6,19 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.history.log.port import Stored
 from services.history.log.reader import LogReader
 from services.history.views import store as views
+from services.history.views.fold import KEYS, Recorded
+from services.history.views.rows import Rows
 from services.history.views.store import ViewStore
-from tests.conversing import completed, make_event, message, new_id, session_started
+from tests.conversing import USER, completed, make_event, message, new_id, session_started
 from tests.recording import Scene, begin, ended, scene
 
 
@@ -100,6 +104,50 @@ async def test_what_each_event_makes_of_the_views(on: Scene) -> None:
     parents = [row[3] for row in sorted(rows["messages"], key=lambda row: row[4])]
     ids = [row[2] for row in sorted(rows["messages"], key=lambda row: row[4])]
     assert parents == [None, *ids[:-1]], "each follows the one before"
+
+
+async def test_rows_in_memory_are_the_stored_ones(on: Scene) -> None:
+    sessions = [live(on), live(on)]
+    mine = in_memory(on)
+    async with opened(on) as (store, reader):
+        await store.apply(await reader.rows_after(0, 1000))
+        for table, key in KEYS.items():
+            stored = [dict(row) for row in await store.reading.execute_fetchall(f"SELECT * FROM {table}")]
+            kept = [row for session_id in sessions for row in mine.of(table, USER, session_id)]
+            assert {by(row, key): row for row in stored} == {by(row, key): row for row in kept}
+            columns = list(await store.reading.execute_fetchall(f"PRAGMA table_info({table})"))
+            assert key == tuple(row["name"] for row in sorted(columns, key=lambda row: row["pk"]) if row["pk"])
+
+
+def test_the_state_of_a_session_does_not_depend_on_where_it_lies_in_the_log(on: Scene) -> None:
+    session_id = live(on)
+    rows = [
+        Recorded(stored.position + 700, stored.version, stored.recorded_at, stored.event)
+        for stored in stored_rows(on, session_id)
+    ]
+    elsewhere = Rows()
+    for row in rows:
+        elsewhere.fold(row)
+    assert elsewhere.state_hash(USER, session_id) == in_memory(on).state_hash(USER, session_id)
+    elsewhere.fold(replace(rows[-1], version=rows[-1].version + 1))
+    assert elsewhere.state_hash(USER, session_id) != in_memory(on).state_hash(USER, session_id)
+
+
+def stored_rows(on: Scene, session_id: str) -> list[Stored]:
+    with on.log.look() as tx:
+        return list(tx.session_rows(USER, session_id))
+
+
+def in_memory(on: Scene) -> Rows:
+    rows = Rows()
+    for (session_id,) in on.sql("SELECT DISTINCT session_id FROM events"):
+        for stored in stored_rows(on, session_id):
+            rows.fold(Recorded(stored.position, stored.version, stored.recorded_at, stored.event))
+    return rows
+
+
+def by(row: dict[str, Any], key: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(row[column] for column in key)
 
 
 async def test_an_answer_stands_right_behind_its_message(on: Scene) -> None:

@@ -22,9 +22,19 @@ from contracts.events import (
     SessionStarted,
     UserMessageSubmitted,
 )
+from contracts.ids import answer_id_of
 
 Table = Literal["sessions", "messages", "turns"]
 Value = str | int | None
+
+# What identifies a row of each table.
+KEYS: dict[Table, tuple[str, ...]] = {
+    "sessions": ("user_id", "session_id"),
+    "messages": ("user_id", "session_id", "message_id"),
+    "turns": ("user_id", "turn_id"),
+}
+# The messages that one event may bring: each has a place of its own, an integer that JavaScript holds too.
+MESSAGES_PER_EVENT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """New values in the row with this key."""
+    """New values in the row with this key (KEYS)."""
 
     table: Table
     key: dict[str, Value]
@@ -116,7 +126,7 @@ def _turn(recorded: Recorded, data: UserMessageSubmitted, head_of: HeadOf) -> li
         "session_id": event.session_id,
         "message_id": data.message_id,
         "parent_id": parent,
-        "place": 2 * recorded.position,
+        "place": MESSAGES_PER_EVENT * recorded.position,
         "role": "user",
         "text": data.text,
         "thinking": None,
@@ -135,7 +145,7 @@ def _turn(recorded: Recorded, data: UserMessageSubmitted, head_of: HeadOf) -> li
         **message,
         "message_id": data.answer_id,
         "parent_id": data.message_id,
-        "place": 2 * recorded.position + 1,
+        "place": MESSAGES_PER_EVENT * recorded.position + 1,
         "role": "assistant",
         "text": "",
         "status": "waiting",
@@ -201,4 +211,9 @@ def _turn_set(recorded: Recorded, values: dict[str, Value]) -> Set:
 
 def _answer_set(recorded: Recorded, values: dict[str, Value]) -> Set:
     event = recorded.event
-    return Set("messages", {"user_id": event.user_id, "turn_id": event.turn_id, "role": "assistant"}, values)
+    key: dict[str, Value] = {
+        "user_id": event.user_id,
+        "session_id": event.session_id,
+        "message_id": answer_id_of(str(event.turn_id)),
+    }
+    return Set("messages", key, values)

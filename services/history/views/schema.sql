@@ -29,11 +29,11 @@ CREATE TABLE messages (
     session_id TEXT NOT NULL,
     message_id TEXT NOT NULL,
     parent_id  TEXT,
-    place      INTEGER NOT NULL, -- order within the session: an answer right behind its message
+    place      INTEGER NOT NULL, -- order within the session, by the event that brought it
     role       TEXT NOT NULL,
     text       TEXT NOT NULL,
     thinking   TEXT,
-    turn_id    TEXT NOT NULL,
+    turn_id    TEXT,             -- NULL: it was said elsewhere, and imported
     status     TEXT NOT NULL,
     code       TEXT,
     end        TEXT,
@@ -42,7 +42,7 @@ CREATE TABLE messages (
     position   INTEGER NOT NULL, -- of the event that holds its text
     version    INTEGER NOT NULL,
     created_at TEXT NOT NULL,
-    PRIMARY KEY (user_id, turn_id, role)
+    PRIMARY KEY (user_id, session_id, message_id)
 ) STRICT;
 
 CREATE UNIQUE INDEX messages_in_order ON messages (user_id, session_id, place);

@@ -26,7 +26,7 @@ from services.history.views.fold import Change, Put, Recorded, Value, fold
 log = structlog.get_logger(__name__)
 
 # Another number: the tables or the fold changed, and the views are rebuilt under the next N.
-VIEWS_VERSION = 2
+VIEWS_VERSION = 3
 _NAME = re.compile(r"views-(\d+)\.db")
 _BUSY_TIMEOUT_S = 5.0
 
