@@ -15,6 +15,12 @@ from contracts.errors import ContractError, FailureCode
 
 # 31 bits: what every model server takes as a seed.
 MAX_SEED = 2**31 - 1
+# A SHA-256 in hex has 64; a server may put its algorithm's name before it.
+MAX_DIGEST_CHARS = 200
+
+Count = Annotated[int, Field(ge=1)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[Text, Field(min_length=1, max_length=MAX_DIGEST_CHARS)]
 
 
 class Options(Contract):
@@ -134,21 +140,39 @@ class Budget(Contract):
     estimated: Annotated[int, Field(ge=0)]
 
 
+class LeftOut(Contract):
+    """How many messages before the turn's own were not shown, by the reason; one that left out none is absent.
+
+    budget: they did not fit the window. limit: a context has so many messages at most. front: with these, so that it
+    begins at a step and with a user's message. failed, empty: answers that failed, or had no text. unexplained: the
+    event is of a time when a bare count was kept.
+    """
+
+    budget: Count | None = None
+    limit: Count | None = None
+    front: Count | None = None
+    failed: Count | None = None
+    empty: Count | None = None
+    unexplained: Count | None = None
+
+
 class ContextAssembled(Contract):
     """What the model is shown for one turn: the receipt. Written by history alone.
 
-    system: the prompt's text, left out where the session's previous context had the same. message_ids in prompt order.
+    digest: of the model, as its workers told it; absent where none does, or they differ. system: the prompt's text,
+    left out where the session's previous context had the same. message_ids in prompt order: it begins with the first.
     """
 
     purpose: Literal["answer"]
     model: ModelName
+    digest: Digest | None = None
     system: Text | None = None
     message_ids: list[Uuid]
-    left_out: Annotated[int, Field(ge=0)]
+    left_out: LeftOut
     options: Options
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     budget: Budget
-    rendered_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    rendered_hash: Hash
 
 
 class AnswerStarted(Contract):
@@ -172,7 +196,8 @@ EventData = (
     | AnswerStarted
 )
 
-# type -> (schema_version, shape). A type whose shape changes gains a version here and an upcaster from the old one.
+# type -> (schema_version, shape). A type whose shape changes gains a version here; the old shape and the step from it
+# go to contracts/upcasters.py (docs/adr/0007).
 REGISTRY: dict[str, tuple[int, type[EventData]]] = {
     "session_started": (1, SessionStarted),
     "session_renamed": (1, SessionRenamed),
@@ -180,7 +205,7 @@ REGISTRY: dict[str, tuple[int, type[EventData]]] = {
     "user_message_submitted": (1, UserMessageSubmitted),
     "cancel_requested": (1, CancelRequested),
     "turn_claimed": (1, TurnClaimed),
-    "context_assembled": (1, ContextAssembled),
+    "context_assembled": (2, ContextAssembled),
     "answer_started": (1, AnswerStarted),
     "answer_completed": (1, AnswerCompleted),
     "answer_failed": (1, AnswerFailed),

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from contracts import events, frames, keys, parked, queries, turns
+from contracts import events, frames, keys, parked, queries, turns, upcasters
 from contracts.envelope import Envelope
 
 FOLDER = Path(__file__).parent / "schemas"
@@ -52,6 +52,7 @@ def schemas() -> dict[str, str]:
     """File name -> JSON Schema, for each event, frame, query and message between services."""
     shapes: dict[str, type[BaseModel]] = {"envelope": Envelope, "key_record": keys.KeyRecord}
     shapes |= {f"events/{name}.{version}": shape for name, (version, shape) in events.REGISTRY.items()}
+    shapes |= {f"events/{name}.{version}": former.shape for (name, version), former in upcasters.FORMER.items()}
     shapes |= {f"frames/{shape.model_fields['type'].annotation.__args__[0]}": shape for shape in FRAMES}  # type: ignore[union-attr]
     shapes |= {f"turns/{_snake(shape)}": shape for shape in TURNS}
     for name, (request, reply) in queries.QUERIES.items():

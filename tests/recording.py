@@ -30,6 +30,7 @@ E = TypeVar("E", bound=Effect)
 
 NOW = "2026-11-21T10:00:00.000Z"
 REPLY = "_INBOX.sender"
+DIGEST = "9f4c7a2e11d0"
 STREAM = "2026-11-20T00:00:00Z"
 BOUNDS = Bounds(Rules(attempts=3, waiting_per_session=20), ContextLimits(messages=200, reserve=0.25), None)
 
@@ -102,6 +103,7 @@ class Scene:
             self.alive,
             self.model,
             window_of=lambda model: 4096,
+            digest_of=lambda model: DIGEST,
             full_name=lambda model: model,
             room_of=lambda model: self.room,
         )

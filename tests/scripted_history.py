@@ -233,7 +233,7 @@ def queued_context(turn: Turn, model: str = MODEL, text: str = "hello", options:
     envelope = {
         "event_id": ids.context_event_id_of(turn.turn_id),
         "type": "context_assembled",
-        "schema_version": 1,
+        "schema_version": 2,
         "user_id": USER,
         "session_id": turn.session_id,
         "turn_id": turn.turn_id,
@@ -242,7 +242,7 @@ def queued_context(turn: Turn, model: str = MODEL, text: str = "hello", options:
             "purpose": "answer",
             "model": model,
             "message_ids": [],
-            "left_out": 0,
+            "left_out": {},
             "options": options or {},
             "seed": ids.seed_of(turn.turn_id),
             "budget": {"tokens": 4096, "reserve": 512, "estimated": 10},

@@ -206,6 +206,7 @@ class History:
             alive=workers.alive,
             default_model=self.default_model(),
             window_of=lambda model: fixed or workers.window_of(model) or unknown,
+            digest_of=workers.digest_of,
             full_name=workers.full_name,
             room_of=lambda model: self._settings.room_for(workers.slots_of(model)),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from contracts.base import data_hash
-from contracts.events import Budget, ContextAssembled
+from contracts.events import Budget, ContextAssembled, LeftOut
 from contracts.ids import seed_of
 from services.history.session import Message, Session, Turn, wide_chars
 
@@ -38,7 +38,7 @@ class Plan:
 
     system: str | None
     messages: tuple[Message, ...]
-    left_out: int
+    left_out: LeftOut
     budget: Budget
 
 
@@ -50,28 +50,40 @@ def estimate(chars: int, wide_chars: int) -> int:
 
 def choose(session: Session, turn: Turn, window: int, limits: ContextLimits) -> Plan:
     """The context of this turn in a window of so many tokens. The turn's own message is always in it."""
-    path = [m for m in session.path_to(turn.message_id) if m.shown]
+    whole = session.path_to(turn.message_id)
+    path = [m for m in whole if m.shown]
     reserve = _reserve(turn, window, limits)
-    room = window - reserve
     system = estimate(len(session.system), wide_chars(session.system)) if session.system else 0
-    used = system
-    start = len(path) - 1
-    used += estimate(path[start].chars, path[start].wide_chars)
-    while start > 0 and len(path) - start < limits.messages:
-        more = estimate(path[start - 1].chars, path[start - 1].wide_chars)
-        if used + more > room:
-            break
-        used += more
-        start -= 1
-    start = _front(path, start)
+    fitting = _fitting(path, window - reserve - system, limits.messages)
+    start = _front(path, fitting)
     chosen = path[start:]
-    estimated = system + sum(estimate(m.chars, m.wide_chars) for m in chosen)
+    failed = sum(m.failed for m in whole)
+    counts = {
+        "limit" if len(path) - fitting == limits.messages else "budget": fitting,
+        "front": start - fitting,
+        "failed": failed,
+        "empty": len(whole) - len(path) - failed,
+    }
     return Plan(
         system=session.system,
         messages=tuple(chosen),
-        left_out=start,
-        budget=Budget(tokens=window, reserve=reserve, estimated=estimated),
+        left_out=LeftOut(**{reason: count for reason, count in counts.items() if count}),
+        budget=Budget(
+            tokens=window, reserve=reserve, estimated=system + sum(estimate(m.chars, m.wide_chars) for m in chosen)
+        ),
     )
+
+
+def _fitting(path: list[Message], room: int, limit: int) -> int:
+    """Where the longest end of the path begins that fits so many tokens and messages; the last message always does."""
+    start = len(path) - 1
+    used = estimate(path[start].chars, path[start].wide_chars)
+    while start > 0 and len(path) - start < limit:
+        used += estimate(path[start - 1].chars, path[start - 1].wide_chars)
+        if used > room:
+            break
+        start -= 1
+    return start
 
 
 def _reserve(turn: Turn, window: int, limits: ContextLimits) -> int:
@@ -100,13 +112,14 @@ def render(plan: Plan, texts: dict[int, str]) -> list[dict[str, str]]:
 
 
 def context_data(
-    session: Session, turn: Turn, plan: Plan, model: str, rendered: list[dict[str, str]]
+    session: Session, turn: Turn, plan: Plan, model: str, digest: str | None, rendered: list[dict[str, str]]
 ) -> dict[str, object]:
     """The data of context_assembled: the receipt of what the model is shown, without texts that the log has."""
     options = turn.options
     data = ContextAssembled(
         purpose="answer",
         model=model,
+        digest=digest,
         message_ids=[m.message_id for m in plan.messages],
         left_out=plan.left_out,
         options=options,

@@ -42,6 +42,7 @@ class Situation:
     alive: Callable[[str, str], bool]
     default_model: str | None
     window_of: Callable[[str], int]
+    digest_of: Callable[[str], str | None]
     full_name: Callable[[str], str]
     room_of: Callable[[str], int]  # how many turns of a model may be dispatched and unfinished
 

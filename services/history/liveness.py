@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from contracts.events import MAX_DIGEST_CHARS
 from contracts.turns import PRESENCE_FORGOTTEN_S, ModelPresence, Presence
 
 # Nobody has looked for so long: this process stood still, and the beats of that time are still in its socket.
@@ -45,6 +46,12 @@ class Workers:
         """The smallest window in which a worker runs this model now: any of them may take the turn."""
         windows = [offered.window for _, offered in self._offers(model) if offered.window is not None]
         return min(windows, default=None)
+
+    def digest_of(self, model: str) -> str | None:
+        """The model's digest, where its workers tell one and the same: any of them may take the turn."""
+        told = {offered.digest for _, offered in self._offers(model) if offered.digest}
+        digest = told.pop() if len(told) == 1 else ""
+        return digest if 0 < len(digest) <= MAX_DIGEST_CHARS else None
 
     def slots_of(self, model: str) -> int:
         """How many turns of this model can run at once, if its workers run nothing else."""

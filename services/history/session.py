@@ -45,6 +45,7 @@ class Message:
     wide_chars: int = 0  # of these, the ones outside ASCII: they cost more tokens each
     position: int = 0  # of the event that holds the text
     shown: bool = False
+    failed: bool = False  # why it is not, where that is so
 
 
 @dataclass(slots=True)
@@ -358,6 +359,7 @@ def _move_turn(session: Session, event: Event, position: int) -> None:
             wide_chars(text),
             position,
             shown=bool(text) and not isinstance(data, AnswerFailed),
+            failed=isinstance(data, AnswerFailed),
         )
     else:
         raise TypeError(f"{event.type} is not recorded")

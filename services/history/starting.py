@@ -95,7 +95,7 @@ class Starting:
         draft = self._draft
         plan = choose(session, turn, draft.situation.window_of(model), draft.bounds.context)
         rendered = render(plan, self._texts(plan))
-        data = context_data(session, turn, plan, model, rendered)
+        data = context_data(session, turn, plan, model, draft.situation.digest_of(model), rendered)
         event = draft.own_event(session, turn, "context_assembled", data, turn.event_id)
         draft.show(draft.append(session, event))
         return encode_context(event.body, rendered)

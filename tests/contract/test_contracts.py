@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import events, frames, generate, ids, subjects, turns
+from contracts import events, frames, generate, ids, subjects, turns, upcasters
 from contracts.base import compact, parse, without_surrogates
 from contracts.envelope import Envelope, read_event, write_event
 from contracts.errors import CODES, FAILURE_CODES, REFUSAL_CODES, ContractError
@@ -233,8 +233,11 @@ def test_an_events_reply_keeps_every_byte(parts: list[bytes]) -> None:
     assert read_events_reply(encode_events_reply(reply)) == reply
 
 
-def test_a_queued_context_keeps_the_recorded_event() -> None:
-    body = (Path(__file__).parents[1] / "golden/events/context_assembled.1.json").read_bytes().rstrip(b"\n")
+@pytest.mark.parametrize("version", upcasters.versions_of("context_assembled"))
+def test_a_queued_context_keeps_the_recorded_event(version: int) -> None:
+    """Whichever history wrote it: what is queued when a worker is replaced is as old as its turn."""
+    golden = Path(__file__).parents[1] / f"golden/events/context_assembled.{version}.json"
+    body = golden.read_bytes().rstrip(b"\n")
     raw = turns.encode_context(body, [{"role": "user", "content": "ä 🌌"}])
     queued = turns.read_context(raw)
     assert queued.event.body == body

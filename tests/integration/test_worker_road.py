@@ -15,7 +15,7 @@ from contracts.events import AnswerCancelled, AnswerCompleted
 from contracts.turns import Cancel, Go, Stop
 from tests.brokers import broker
 from tests.polling import eventually
-from tests.scripted_history import MODEL, OTHER_MODEL, ScriptedHistory, new_id, scripted_history
+from tests.scripted_history import MODEL, OTHER_MODEL, ScriptedHistory, Turn, new_id, queued_context, scripted_history
 from tests.standins import Standin, standin_process
 from tests.workers import worker
 
@@ -83,6 +83,22 @@ async def test_nothing_is_let_out_before_go(tmp_path: Path) -> None:
         assert end.envelope.data["text"] == STORY
         # All that was held is one frame.
         assert [frame["index"] for frame in turn.tokens] == [1]
+
+
+async def test_a_context_of_a_later_version_stays_in_the_queue_and_holds_up_nobody(tmp_path: Path) -> None:
+    """Of a history that was upgraded before its workers (ADR 0007): one that can read it comes yet."""
+    async with stage(tmp_path) as (history, server):
+        await server.control.script(WORDS)
+        later = Turn(turn_id=new_id(), session_id=new_id())
+        payload = queued_context(later).replace(b'"schema_version":2', b'"schema_version":3')
+        await history.client.jetstream().publish(subjects.context("answer", MODEL, later.turn_id), payload)
+        end = await history.ended(await history.queue_turn())
+
+        async def one_is_left() -> bool:
+            return await history.queued() == 1
+
+        await eventually(one_is_left, reason="the other one's context is acked")
+    assert isinstance(end.data, AnswerCompleted)
 
 
 async def test_a_word_that_went_lost_is_asked_for(tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ class History:
             alive=workers.alive,
             default_model=workers.first_model(),
             window_of=lambda model: workers.window_of(model) or 4096,
+            digest_of=workers.digest_of,
             full_name=workers.full_name,
             room_of=lambda model: max(1, workers.slots_of(model) // 2),
         )

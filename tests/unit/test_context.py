@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.events import Options
+from contracts.events import LeftOut, Options
 from services.history.context import (
     FRONT_STEP,
     TOKENS_PER_MESSAGE,
@@ -37,6 +37,10 @@ def conversation(texts: list[str], system: str | None = None) -> tuple[Session, 
     return session, turn
 
 
+def count(left_out: LeftOut) -> int:
+    return sum(left_out.model_dump(exclude_none=True).values())
+
+
 def ids(plan: Plan) -> list[str]:
     return [message.message_id for message in plan.messages]
 
@@ -44,7 +48,7 @@ def ids(plan: Plan) -> list[str]:
 def test_all_of_a_short_conversation_is_shown() -> None:
     session, turn = conversation(["one", "two", "three"], system="Be brief.")
     plan = choose(session, turn, 4096, LIMITS)
-    assert (ids(plan), plan.left_out, plan.budget.reserve) == (["m0", "m1", "m2"], 0, 1024)
+    assert (ids(plan), plan.left_out, plan.budget.reserve) == (["m0", "m1", "m2"], LeftOut(), 1024)
     assert render(plan, {1: "one", 2: "two", 3: "three"}) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "one"},
@@ -61,8 +65,9 @@ def test_the_oldest_messages_are_left_out_in_steps_and_from_a_users_message_on()
         session, turn = conversation(["x" * 300] * length)
         plan = choose(session, turn, 6000, LIMITS)
         assert plan.messages[0].role == "user"
-        assert plan.left_out + len(plan.messages) == length
-        fronts.add(plan.left_out)
+        front = count(plan.left_out)
+        assert front + len(plan.messages) == length
+        fronts.add(front)
     assert all(front % FRONT_STEP == 0 for front in fronts)
     assert len(fronts) <= 40 / FRONT_STEP + 2
 
@@ -78,6 +83,17 @@ def test_no_more_messages_than_the_limit_and_the_turns_own_always() -> None:
     assert len(choose(session, turn, 100_000, ContextLimits(10, 0.25)).messages) <= 10
     session, turn = conversation(["x", "y", "z" * 100_000])
     assert ids(choose(session, turn, 512, LIMITS)) == ["m2"]
+
+
+def test_the_receipt_says_why_messages_were_left_out() -> None:
+    session, turn = conversation(["x" * 300] * 61)
+    assert choose(session, turn, 6000, LIMITS).left_out == LeftOut(budget=19, front=5)
+    assert choose(session, turn, 100_000, ContextLimits(40, 0.25)).left_out == LeftOut(limit=21, front=3)
+    assert choose(session, turn, 100_000, ContextLimits(61, 0.25)).left_out == LeftOut()
+    for number, failed in ((1, True), (3, False), (5, False)):
+        session.messages[f"m{number}"].shown = False
+        session.messages[f"m{number}"].failed = failed
+    assert choose(session, turn, 100_000, LIMITS).left_out == LeftOut(failed=1, empty=2)
 
 
 def test_the_reserve_is_what_was_asked_for_but_never_more_than_its_share() -> None:
@@ -100,9 +116,9 @@ def test_the_system_prompt_is_in_the_receipt_only_where_it_changes() -> None:
     plan = choose(session, turn, 4096, LIMITS)
     turn.turn_id = "0199f3a0-0000-5000-8000-000000000001"
     turn.message_id = session.messages["m0"].message_id = "0199f3a0-0000-5000-8000-000000000002"
-    assert context_data(session, turn, plan, "m", [])["system"] == "Be brief."
+    assert context_data(session, turn, plan, "m", None, [])["system"] == "Be brief."
     session.shown_system = "Be brief."
-    assert "system" not in context_data(session, turn, plan, "m", [])
+    assert "system" not in context_data(session, turn, plan, "m", None, [])
 
 
 @given(
@@ -115,6 +131,6 @@ def test_what_is_shown_fits_unless_it_is_the_turns_own_message_alone(texts: list
     plan = choose(session, turn, window, ContextLimits(limit, 0.25))
     assert plan.messages[-1].message_id == turn.message_id
     assert len(plan.messages) <= limit
-    assert plan.left_out == len(texts) - len(plan.messages)
+    assert count(plan.left_out) == len(texts) - len(plan.messages)
     if len(plan.messages) > 1:
         assert plan.budget.estimated + plan.budget.reserve <= plan.budget.tokens

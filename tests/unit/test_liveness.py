@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contracts.events import MAX_DIGEST_CHARS
 from contracts.turns import PRESENCE_FORGOTTEN_S, ModelPresence, Presence, RunPresence
 from services.history.liveness import STALL_S, Liveness
 from tests.conversing import new_id
@@ -16,12 +17,13 @@ def presence(
     *,
     server: str = "ok",
     window: int | None = None,
+    digest: str | None = None,
     stopping: bool = False,
     trouble: str | None = None,
 ) -> Presence:
     return Presence(
         worker_id=worker,
-        models=[ModelPresence(name=model, window=window, trouble=trouble)] if model else [],
+        models=[ModelPresence(name=model, window=window, digest=digest, trouble=trouble)] if model else [],
         server=server,
         server_kind="ollama",
         slots=1,
@@ -103,6 +105,18 @@ def test_the_model_that_a_turn_gets_if_nobody_named_one() -> None:
 def test_the_window_is_the_smallest_that_a_worker_tells() -> None:
     workers = awake(presence("w1", window=8192), presence("w2", window=2048), presence("w3")).at(LATER)
     assert (workers.window_of("m"), workers.window_of("other")) == (2048, None)
+
+
+def test_the_digest_is_the_one_that_all_who_tell_one_tell() -> None:
+    for told, found in (
+        ([None], None),
+        (["a", None, "a"], "a"),
+        (["a", "b"], None),
+        ([""], None),
+        (["a" * (MAX_DIGEST_CHARS + 1)], None),
+    ):
+        heard = [presence(f"w{number}", digest=digest) for number, digest in enumerate(told)]
+        assert awake(*heard).at(LATER).digest_of("m") == found
 
 
 def test_a_name_without_a_tag_is_the_latest_where_only_that_is_offered() -> None:

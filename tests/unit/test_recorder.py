@@ -13,6 +13,7 @@ import pytest
 
 from contracts import ids
 from contracts.base import data_hash
+from contracts.events import LeftOut
 from contracts.turns import read_context
 from services.history.context import ContextLimits
 from services.history.effects import Queue, TellSender
@@ -261,4 +262,4 @@ def test_a_context_too_long_for_the_window_keeps_the_turns_own_message(tmp_path:
         on.take(message(session_id, "x" * 90_000))
         context = read_context(only(on.of(Queue)).payload)
         assert [len(text) for _, text in context.messages] == [90_000]
-        assert context.data.left_out == 2
+        assert context.data.left_out == LeftOut(budget=2)

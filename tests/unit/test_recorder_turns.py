@@ -11,6 +11,7 @@ import pytest
 
 from contracts import ids
 from contracts.base import data_hash
+from contracts.events import LeftOut
 from contracts.turns import read_context
 from services.history.effects import Queue, Show, TellWorkers, Unqueue
 from tests.conversing import MODEL, USER, completed, message, new_id, session_started
@@ -214,9 +215,11 @@ def test_failed_and_empty_answers_are_not_shown_to_later_turns(on: Scene) -> Non
         said, _ = on.running(session_id, f"q{number}")
         on.take(ended(said, end, 1, **data))
     on.take(message(session_id, "now"))
-    assert read_context(only(on.of(Queue)).payload).messages == (
+    context = read_context(only(on.of(Queue)).payload)
+    assert context.messages == (
         ("user", "q0"), ("user", "q1"), ("assistant", "kept"), ("user", "q2"), ("user", "now"),
     )  # fmt: skip
+    assert context.data.left_out == LeftOut(failed=1, empty=1)
 
 
 def test_the_model_of_a_turn(on: Scene) -> None:

@@ -26,7 +26,7 @@ def folded(*events: Event) -> Session:
 
 def assembled(said: Event, **data: Any) -> Event:
     whole = {
-        "purpose": "answer", "model": "m", "message_ids": [said.envelope.data["message_id"]], "left_out": 0,
+        "purpose": "answer", "model": "m", "message_ids": [said.envelope.data["message_id"]], "left_out": {},
         "options": {}, "seed": 1, "budget": {"tokens": 1, "reserve": 0, "estimated": 0}, "rendered_hash": "0" * 64,
         **data,
     }  # fmt: skip
