@@ -8,6 +8,7 @@ Must never write a log that history could not have written. `python -m bench.gen
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 import uuid
@@ -38,6 +39,7 @@ MOST_TURNS = 60
 WINDOW_TOKENS = 4096
 LIMITS = ContextLimits(messages=200, reserve=0.25)
 MODELS = ("smollm2:135m", "llama3.2:3b", "qwen2.5:7b")
+DIGESTS = {model: hashlib.sha256(model.encode()).hexdigest() for model in MODELS}
 SYSTEM = "You answer briefly, and say so where you do not know."
 # Shares of turns that do not simply succeed.
 STOPPED, FAILED, TRIED_AGAIN = 0.04, 0.03, 0.02
@@ -140,7 +142,7 @@ class Use:
         turn = of.session.turns[turn_id]
         plan = choose(of.session, turn, WINDOW_TOKENS, LIMITS)
         model = self._random.choice(MODELS)
-        data = context_data(of.session, turn, plan, model, render(plan, of.texts))
+        data = context_data(of.session, turn, plan, model, DIGESTS[model], render(plan, of.texts))
         event_id = ids.context_event_id_of(turn_id)
         return self._event(
             of, "context_assembled", data, event_id=event_id, turn_id=turn_id, causation_id=turn.event_id
