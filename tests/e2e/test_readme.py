@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,15 +13,14 @@ import pytest_asyncio
 
 from services.inference.models.factory import open_model_server
 from services.inference.models.port import ModelRequest, Patience, Piece
-from tests.operated import ROOT, Up, operated
+from tests.operated import Up, operated
+from tests.pages import at, block, page, run
 from tests.polling import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(500)]
 
-README = (ROOT / "README.md").read_text()
+README = page("README.md")
 MODEL = "smollm2:135m"
-# Two cores and a suite beside it: alone it is a second or two.
-COMMAND_TIMEOUT_S = 240.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -34,29 +31,8 @@ async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Up]:
         yield stack
 
 
-def block(language: str, words: str) -> str:
-    """The README's code block that has these words."""
-    [found] = [each for each in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if words in each]
-    return str(found)
-
-
-async def run(up: Up, *command: str) -> str:
-    """What a command prints; it must succeed."""
-    process = await asyncio.create_subprocess_exec(
-        *command, env=up.environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, err = await asyncio.wait_for(process.communicate(), COMMAND_TIMEOUT_S)
-    assert process.returncode == 0, err.decode()
-    return out.decode()
-
-
-def at(up: Up, text: str) -> str:
-    """The same words for the test's own port."""
-    return text.replace("localhost:8700", up.gateway.removeprefix("http://"))
-
-
 async def test_one_curl_streams_a_real_model_s_answer(up: Up) -> None:
-    printed = await run(up, "bash", "-ec", at(up, block("sh", "curl")))
+    printed = await run(up, "bash", "-ec", at(up, block(README, "sh", "curl")))
     frames = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("data: ")]
     tokens = [frame for frame in frames if frame["type"] == "token"]
     assert len(tokens) > 1, printed
@@ -68,9 +44,9 @@ async def test_one_curl_streams_a_real_model_s_answer(up: Up) -> None:
 
 
 async def test_the_websocket_client_holds_a_conversation_of_three_turns(up: Up, tmp_path: Path) -> None:
-    client = block("python", "websockets.connect")
+    client = block(README, "python", "websockets.connect")
     assert len([line for line in client.splitlines() if line]) <= 15
-    await run(up, "bash", "-ec", at(up, block("sh", "curl")).splitlines()[0])
+    await run(up, "bash", "-ec", at(up, block(README, "sh", "curl")).splitlines()[0])
     script = tmp_path / "chat.py"
     script.write_text(at(up, client))
     printed = await run(up, sys.executable, str(script))
