@@ -15,9 +15,8 @@ from tests.operated import ROOT, Up
 # Two cores and a suite beside it: alone it is a second or two.
 COMMAND_TIMEOUT_S = 240.0
 
-
-def page(name: str) -> str:
-    return (ROOT / name).read_text()
+README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:

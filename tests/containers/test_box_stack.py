@@ -8,7 +8,8 @@ import pytest
 
 from tests.containers.engine import needs_stacks
 from tests.containers.stacks import run, stack
-from tests.e2e.test_readme import MODEL, block
+from tests.e2e.test_readme import MODEL
+from tests.pages import README, block
 
 pytestmark = [needs_stacks, pytest.mark.timeout(900)]
 
@@ -17,7 +18,7 @@ ASK_WITHOUT_KEY = "import urllib.request; urllib.request.urlopen('http://box:870
 
 async def test_the_readme_s_curl_is_answered_by_the_real_model_that_asks_for_its_key() -> None:
     async with stack("box") as up:
-        commands = block("sh", "curl").replace("localhost:8700", up.gateway.removeprefix("http://"))
+        commands = block(README, "sh", "curl").replace("localhost:8700", up.gateway.removeprefix("http://"))
         printed = await run("bash", "-ec", commands)
         frames = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("data: ")]
         end = frames[-1]["event"]

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from tests.containers.engine import needs_engine, needs_stacks
 from tests.containers.stacks import clean_environment, run, stack
-from tests.e2e.test_readme import block
+from tests.pages import README, block
 from tests.polling import eventually
 
 pytestmark = pytest.mark.timeout(600)
@@ -94,7 +94,7 @@ async def test_the_default_profile_answers_the_readme_s_curl_with_the_stand_in_i
 
         await eventually(pulled, reason="the model is pulled", timeout_s=60)
         await eventually(healthy, reason="all are healthy", timeout_s=60)
-        commands = block("sh", "curl").replace("localhost:8700", up.gateway.removeprefix("http://"))
+        commands = block(README, "sh", "curl").replace("localhost:8700", up.gateway.removeprefix("http://"))
         printed = await run("bash", "-ec", commands)
         frames = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("data: ")]
         assert frames[-1]["event"]["type"] == "answer_completed"

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.containers.engine import needs_stacks
 from tests.containers.stacks import Stack, run, stack
-from tests.e2e.test_readme import block
+from tests.pages import README, block
 from tests.polling import eventually
 from tests.standins import QUICK, Control, plain_client
 
@@ -100,7 +100,7 @@ async def test_no_secret_is_in_what_the_engine_shows(up: Stack) -> None:
 
 
 async def test_the_readme_s_curl_streams_an_answer(up: Stack) -> None:
-    commands = block("sh", "curl").replace("localhost:8700", up.gateway.removeprefix("http://"))
+    commands = block(README, "sh", "curl").replace("localhost:8700", up.gateway.removeprefix("http://"))
     printed = await run("bash", "-ec", commands)
     frames = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("data: ")]
     tokens = [frame["text"] for frame in frames if frame["type"] == "token"]

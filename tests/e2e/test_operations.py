@@ -15,11 +15,11 @@ import pytest
 import pytest_asyncio
 
 from tests.operated import Up, operated
-from tests.pages import at, blocks, page, run, sections
+from tests.pages import OPERATIONS, at, blocks, run, sections
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
-SECTIONS = sections(page("docs/operations.md"))
+SECTIONS = sections(OPERATIONS)
 # Runs until Ctrl-C in a terminal of its own: here the test starts the stack in its place.
 MAKE_UP = "make up"
 

@@ -14,12 +14,11 @@ import pytest_asyncio
 from services.inference.models.factory import open_model_server
 from services.inference.models.port import ModelRequest, Patience, Piece
 from tests.operated import Up, operated
-from tests.pages import at, block, page, run
+from tests.pages import README, at, block, run
 from tests.polling import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(500)]
 
-README = page("README.md")
 MODEL = "smollm2:135m"
 
 

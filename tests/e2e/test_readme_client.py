@@ -10,7 +10,7 @@ import pytest
 
 from tests.chatting import http, new_session, send
 from tests.installations import Installation
-from tests.pages import block, page
+from tests.pages import README, block
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -20,7 +20,7 @@ CLIENT_TIMEOUT_S = 60.0
 async def run_client(running: Installation, folder: Path, session: str) -> tuple[int | None, str, str]:
     """Exit code, and what it printed and complained of."""
     script = folder / "chat.py"
-    words = block(page("README.md"), "python", "websockets.connect").replace("name:road", session)
+    words = block(README, "python", "websockets.connect").replace("name:road", session)
     script.write_text(words.replace("localhost:8700", running.http().removeprefix("http://")))
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(script), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
