@@ -147,6 +147,20 @@ class Core(RuleBasedStateMachine):
     def end_model(self, worker: str, how: str) -> None:
         self.world.end_model(worker, ENDS[how])
 
+    @rule(which=st.integers(0, 5), how=st.sampled_from(("kill", "pause", "lost")), for_s=seconds, then=seconds)
+    def strike_a_run(self, which: int, how: str, for_s: int, then: int) -> None:
+        """A worker that runs a turn, and the time in which another one may take it: chance seldom meets it alone."""
+        self.world.flow()
+        holders = [name for name in WORKERS if name in self.world.processes and self.world.worker(name).runs]
+        if not holders:
+            return
+        worker = holders[which % len(holders)]
+        if how == "lost":
+            self.world.end_model(worker, ENDS["lost"])
+        else:
+            self._trouble(how, worker, for_s)
+        self.world.live(then)
+
     @rule(rows=st.integers(0, 3))
     def fail_disk(self, rows: int) -> None:
         self.world.fail_disk(rows)
