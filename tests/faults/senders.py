@@ -17,6 +17,7 @@ from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
 from contracts.errors import REFUSAL_CODES
+from contracts.events import OnBusy
 from tests.faults.clients import REQUEST_TIMEOUT_S, RETRY_S, Crowd
 from tests.folding import TERMINALS
 from tests.standins import plain_client
@@ -29,6 +30,8 @@ BETWEEN_SENDS_S = (0.2, 1.5)
 # How often each way is taken.
 WAYS = {"plain": 5, "waiting": 2, "streamed": 2, "socket": 2}
 REPEATS, STOPS, HANGS_UP = 0.1, 0.1, 0.005
+# What a message does to an answer that is under way, by its key's last digit; the others wait, as the session has it.
+ON_BUSY: dict[str, OnBusy] = {"3": "interrupt", "7": "reject"}
 # Codes after which a client cannot know whether its message will be recorded.
 UNSURE = ("unknown", "internal", "stream_cut", "not_ready")
 # A real model would go on for long.
@@ -74,7 +77,7 @@ class Sender:
     async def send(self, key: str, session_id: str) -> Told:
         """Once, in one of the ways."""
         way = self._crowd.random.choices(list(self._ways), list(self._ways.values()))[0]
-        body, journal = {"text": f"say {key}", "options": OPTIONS}, self._crowd.journal
+        body, journal = _body(key), self._crowd.journal
         journal.write("invoke", op="send", key=key, session_id=session_id, way=way)
         act = {"plain": self._plain, "waiting": self._waiting, "streamed": self._streamed, "socket": self._socket}[way]
         try:
@@ -158,6 +161,12 @@ class Sender:
 
 def _path(session_id: str) -> str:
     return f"/v1/sessions/{session_id}/messages"
+
+
+def _body(key: str) -> dict[str, Any]:
+    """The same for the same key: another body under it would be another message."""
+    on_busy = ON_BUSY.get(key[-1])
+    return {"text": f"say {key}", "options": OPTIONS} | ({"on_busy": on_busy} if on_busy else {})
 
 
 def _headers(key: str) -> dict[str, str]:
