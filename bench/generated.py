@@ -52,10 +52,12 @@ STREAM = "2026-01-05T08:00:00Z"
 
 @dataclass
 class Conversation:
-    """A session under way: its state as history holds it, and the texts that its contexts take, by position."""
+    """A session under way: its state as history holds it, and the texts that its contexts take, by
+    message_id.
+    """
 
     session: Session
-    texts: dict[int, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     position: int = 0
 
 
@@ -93,8 +95,10 @@ class Use:
         self._position += 1
         conversation.position = self._position
         evolve(conversation.session, event, self._position)
-        if isinstance(event.data, UserMessageSubmitted | AnswerCompleted | AnswerCancelled):
-            conversation.texts[self._position] = event.data.text or ""
+        if isinstance(event.data, UserMessageSubmitted):
+            conversation.texts[event.data.message_id] = event.data.text
+        elif isinstance(event.data, AnswerCompleted | AnswerCancelled):
+            conversation.texts[ids.answer_id_of(str(event.turn_id))] = event.data.text or ""
         return Stored(self._position, conversation.session.version, self._now(), event)
 
     def _events(self, of: Conversation) -> Iterator[Event]:

@@ -10,13 +10,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from contracts.base import Contract, Key, ModelName, Text, Uuid
+from contracts.base import Contract, Key, ModelName, Text, Time, Uuid
 from contracts.errors import ContractError, FailureCode
 
 # 31 bits: what every model server takes as a seed.
 MAX_SEED = 2**31 - 1
 # A SHA-256 in hex has 64; a server may put its algorithm's name before it.
 MAX_DIGEST_CHARS = 200
+# The messages that one event may bring: each has a place of its own in the views.
+MESSAGES_PER_EVENT = 1024
 
 Count = Annotated[int, Field(ge=1)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -48,7 +50,9 @@ OnBusy = Literal["queue", "interrupt", "reject"]
 
 
 class SessionStarted(Contract):
-    """A session began, or began again after a delete. on_busy: of messages that do not say. Written by a gateway."""
+    """A session began, or began again after a delete. on_busy: of messages that do not say. Written by a gateway; by
+    history where a conversation is imported.
+    """
 
     name: Key | None = None
     title: Annotated[Text, Field(max_length=200)] | None = None
@@ -67,6 +71,31 @@ class SessionConfigured(Contract):
     """A setting of the session changed; what is left out stays as it was. Written by a gateway."""
 
     on_busy: OnBusy | None = None
+
+
+class ImportedMessage(Contract):
+    """What a person or a model said elsewhere. parent_id: a message before it, of this event or an earlier one; null: a
+    root. created_at: when it was said there, where that is known.
+    """
+
+    message_id: Uuid
+    parent_id: Uuid | None
+    role: Literal["user", "assistant"]
+    text: Annotated[Text, Field(min_length=1)]
+    created_at: Time | None = None
+    model: ModelName | None = None
+
+
+class SessionImported(Contract):
+    """Messages that were said elsewhere joined the session. Written by history alone, for an operator.
+
+    head: the message that the next one follows from now on; left out: that stays as it was. A long conversation comes
+    in several of these.
+    """
+
+    source: Literal["chatgpt"]
+    messages: Annotated[list[ImportedMessage], Field(max_length=MESSAGES_PER_EVENT)]
+    head: Uuid | None = None
 
 
 class UserMessageSubmitted(Contract):
@@ -186,6 +215,7 @@ EventData = (
     SessionStarted
     | SessionRenamed
     | SessionConfigured
+    | SessionImported
     | UserMessageSubmitted
     | CancelRequested
     | TurnClaimed
@@ -202,6 +232,7 @@ REGISTRY: dict[str, tuple[int, type[EventData]]] = {
     "session_started": (1, SessionStarted),
     "session_renamed": (1, SessionRenamed),
     "session_configured": (1, SessionConfigured),
+    "session_imported": (1, SessionImported),
     "user_message_submitted": (1, UserMessageSubmitted),
     "cancel_requested": (1, CancelRequested),
     "turn_claimed": (1, TurnClaimed),
@@ -222,7 +253,6 @@ RESERVED: frozenset[str] = frozenset(
         "session_restored",
         "session_expired",
         "session_forked",
-        "session_imported",
         "session_read",
         "head_moved",
         "regeneration_requested",
@@ -240,13 +270,21 @@ GATEWAY_WRITES: frozenset[str] = frozenset(
 )
 INFERENCE_WRITES: frozenset[str] = frozenset({"turn_claimed", *TERMINALS})
 HISTORY_WRITES: frozenset[str] = frozenset(
-    {"cancel_requested", "context_assembled", "answer_started", "answer_failed", "answer_cancelled"}
+    {
+        "session_started",
+        "session_imported",
+        "cancel_requested",
+        "context_assembled",
+        "answer_started",
+        "answer_failed",
+        "answer_cancelled",
+    }
 )
 
 # Events that sessions' lists are made of: they are also told on the user's own feed.
 SESSION_EVENTS: frozenset[str] = frozenset({"session_started", "session_renamed", "session_configured"})
 
-_TURNLESS = SESSION_EVENTS
+_TURNLESS = SESSION_EVENTS | {"session_imported"}
 
 
 def shape_of(event_type: str) -> type[EventData]:

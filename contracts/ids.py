@@ -53,6 +53,16 @@ def session_id_of_key(user_id: str, key: str) -> str:
     return _derived("session_key", user_id, key)
 
 
+def import_event_id_of(user_id: str, session_id: str, version: int) -> str:
+    """The event at this version of a session, where history writes it for an import: other users' ids stay apart."""
+    return _derived("import", user_id, session_id, str(version))
+
+
+def imported_id_of(source: str, name: str) -> str:
+    """What a session or message becomes whose name elsewhere is not a UUID."""
+    return _derived("imported", source, name)
+
+
 def seed_of(turn_id: str) -> int:
     """The seed of a turn that named none: the first 31 bits of its turn_id, so that each attempt asks for the same."""
     return uuid.UUID(turn_id).int >> (128 - 31)

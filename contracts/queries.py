@@ -98,14 +98,17 @@ class SessionsReply(Contract):
 
 
 class MessageRow(Contract):
-    """One message. status of an answer: waiting, running, completed, failed, cancelled; of a user message: recorded."""
+    """One message. status of an answer: waiting, running, completed, failed, cancelled; of a user message: recorded.
+
+    turn_id null: it was said elsewhere and imported; created_at is then when it was said, where that is known.
+    """
 
     message_id: Uuid
     parent_id: Uuid | None
     role: Literal["user", "assistant"]
     text: Text
     thinking: Text | None
-    turn_id: Uuid
+    turn_id: Uuid | None
     status: Literal["recorded", "waiting", "running", "completed", "failed", "cancelled"]
     code: str | None
     end: str | None

@@ -105,10 +105,10 @@ def _front(path: list[Message], start: int) -> int:
     return start
 
 
-def render(plan: Plan, texts: dict[int, str]) -> list[dict[str, str]]:
-    """The {role, content} list that the model gets. texts: by the position of the event that holds each."""
+def render(plan: Plan, texts: dict[str, str]) -> list[dict[str, str]]:
+    """The {role, content} list that the model gets. texts: by message_id."""
     rendered = [{"role": "system", "content": plan.system}] if plan.system else []
-    return rendered + [{"role": m.role, "content": texts[m.position]} for m in plan.messages]
+    return rendered + [{"role": m.role, "content": texts[m.message_id]} for m in plan.messages]
 
 
 def context_data(

@@ -24,6 +24,7 @@ from contracts.events import (
     OnBusy,
     Options,
     SessionConfigured,
+    SessionImported,
     SessionRenamed,
     SessionStarted,
     TurnClaimed,
@@ -96,6 +97,8 @@ class Session:
     on_busy: OnBusy = "queue"
     shown_system: str | None = None  # the prompt of the latest context: it is logged only where it changes
     head: str | None = None
+    imported_from: str | None = None  # the source of what was imported into it
+    imported_head: str | None = None  # where the latest import left the head
     messages: dict[str, Message] = field(default_factory=dict)
     turns: dict[str, Turn] = field(default_factory=dict)
 
@@ -305,11 +308,22 @@ def evolve(session: Session, event: Event, position: int) -> Session:
         session.title = data.title
     elif isinstance(data, SessionConfigured):
         session.on_busy = data.on_busy or session.on_busy
+    elif isinstance(data, SessionImported):
+        _add_imported(session, data, position)
     elif isinstance(data, UserMessageSubmitted):
         _add_turn(session, event, data, position)
     else:
         _move_turn(session, event, position)
     return session
+
+
+def _add_imported(session: Session, data: SessionImported, position: int) -> None:
+    for each in data.messages:
+        session.messages[each.message_id] = Message(
+            each.message_id, each.parent_id, each.role, len(each.text), wide_chars(each.text), position, shown=True
+        )
+    session.head = data.head or session.head
+    session.imported_from, session.imported_head = data.source, session.head
 
 
 def _add_turn(session: Session, event: Event, data: UserMessageSubmitted, position: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import structlog
 
 from contracts.envelope import Event
-from contracts.events import AnswerCancelled, AnswerCompleted, ContextAssembled, UserMessageSubmitted
+from contracts.events import AnswerCancelled, AnswerCompleted, ContextAssembled, SessionImported, UserMessageSubmitted
 from contracts.turns import encode_context
 from services.history.context import Plan, choose, context_data, render
 from services.history.draft import CoreFailed, Draft, Situation
@@ -100,9 +100,12 @@ class Starting:
         draft.show(draft.append(session, event))
         return encode_context(event.body, rendered)
 
-    def _texts(self, plan: Plan) -> dict[int, str]:
-        events = self._draft.tx.events_at([message.position for message in plan.messages])
-        return {position: _text_of(event) for position, event in events.items()}
+    def _texts(self, plan: Plan) -> dict[str, str]:
+        """By message_id: of an import's event it is one of many."""
+        events = self._draft.tx.events_at(sorted({message.position for message in plan.messages}))
+        imports = [event.data for event in events.values() if isinstance(event.data, SessionImported)]
+        imported = {each.message_id: each.text for data in imports for each in data.messages}
+        return {m.message_id: imported.get(m.message_id) or _text_of(events[m.position]) for m in plan.messages}
 
 
 def _text_of(event: Event) -> str:

@@ -49,7 +49,7 @@ def test_all_of_a_short_conversation_is_shown() -> None:
     session, turn = conversation(["one", "two", "three"], system="Be brief.")
     plan = choose(session, turn, 4096, LIMITS)
     assert (ids(plan), plan.left_out, plan.budget.reserve) == (["m0", "m1", "m2"], LeftOut(), 1024)
-    assert render(plan, {1: "one", 2: "two", 3: "three"}) == [
+    assert render(plan, {"m0": "one", "m1": "two", "m2": "three"}) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "two"},

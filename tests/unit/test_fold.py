@@ -21,6 +21,8 @@ from services.history.views.store import ViewStore
 from tests.conversing import USER, completed, make_event, message, new_id, session_started
 from tests.recording import Scene, begin, ended, scene
 
+LONG_AGO = "2023-05-01T09:30:00.000Z"
+
 
 @pytest.fixture
 def on(tmp_path: Path) -> Iterator[Scene]:
@@ -67,6 +69,28 @@ def live(on: Scene) -> str:
     on.take(make_event("session_configured", session_id, {"on_busy": "interrupt"}))
     on.take(make_event("session_configured", session_id, {}))
     return session_id
+
+
+def test_what_was_said_elsewhere_has_no_turn_and_keeps_its_order() -> None:
+    rows, session_id = Rows(), new_id()
+    question, answer = new_id(), new_id()
+    said = [
+        {"message_id": question, "parent_id": None, "role": "user", "text": "Hi?", "created_at": LONG_AGO},
+        {"message_id": answer, "parent_id": question, "role": "assistant", "text": "Hi.", "model": "gpt-4"},
+    ]  # fmt: skip
+    imported = {"source": "chatgpt", "messages": said, "head": answer}
+    events = [session_started(session_id), make_event("session_imported", session_id, imported)]
+    events.append(make_event("session_imported", session_id, {"source": "chatgpt", "messages": []}))
+    for position, event in enumerate(events, 7):
+        rows.fold(Recorded(position, position - 6, "2026-11-21T10:00:00.000Z", event))
+    shown = [(row["text"], row["place"], row["turn_id"], row["status"], row["model"], row["created_at"])
+             for row in rows.of("messages", USER, session_id)]  # fmt: skip
+    assert shown == [
+        ("Hi?", 8 * 1024, None, "recorded", None, LONG_AGO),
+        ("Hi.", 8 * 1024 + 1, None, "completed", "gpt-4", "2026-11-21T10:00:00.000Z"),
+    ]
+    [session] = rows.of("sessions", USER, session_id)
+    assert (session["head"], session["version"]) == (answer, 3), "an import without a head leaves it where it was"
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 2, 3, 7])

@@ -12,12 +12,15 @@ from typing import Any, Literal
 
 from contracts.envelope import Event
 from contracts.events import (
+    MESSAGES_PER_EVENT,
     AnswerCancelled,
     AnswerCompleted,
     AnswerFailed,
     AnswerStarted,
     ContextAssembled,
+    ImportedMessage,
     SessionConfigured,
+    SessionImported,
     SessionRenamed,
     SessionStarted,
     UserMessageSubmitted,
@@ -33,8 +36,6 @@ KEYS: dict[Table, tuple[str, ...]] = {
     "messages": ("user_id", "session_id", "message_id"),
     "turns": ("user_id", "turn_id"),
 }
-# The messages that one event may bring: each has a place of its own, an integer that JavaScript holds too.
-MESSAGES_PER_EVENT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,9 @@ def fold(recorded: Recorded, head_of: HeadOf, encode: Callable[[Any], str]) -> l
         return [_session_set(recorded, {**touched, "title": data.title})]
     if isinstance(data, SessionConfigured):
         return [_session_set(recorded, touched | ({"on_busy": data.on_busy} if data.on_busy else {}))]
+    if isinstance(data, SessionImported):
+        imported: list[Change] = [_imported(recorded, index, each) for index, each in enumerate(data.messages)]
+        return [*imported, _session_set(recorded, touched | ({"head": data.head} if data.head else {}))]
     if isinstance(data, UserMessageSubmitted):
         return [*_turn(recorded, data, head_of), _session_set(recorded, {**touched, "head": data.answer_id})]
     if isinstance(data, AnswerCompleted | AnswerFailed | AnswerCancelled):
@@ -117,6 +121,38 @@ def _session(recorded: Recorded, data: SessionStarted) -> Put:
     )
 
 
+def _imported(recorded: Recorded, index: int, message: ImportedMessage) -> Put:
+    """A message that was said elsewhere, in no turn: the index-th of its event."""
+    event = recorded.event
+    return Put(
+        "messages",
+        {
+            "user_id": event.user_id,
+            "session_id": event.session_id,
+            "message_id": message.message_id,
+            "parent_id": message.parent_id,
+            "place": _place(recorded, index),
+            "role": message.role,
+            "text": message.text,
+            "thinking": None,
+            "turn_id": None,
+            "status": "recorded" if message.role == "user" else "completed",
+            "code": None,
+            "end": None,
+            "model": message.model,
+            "usage": None,
+            "position": recorded.position,
+            "version": recorded.version,
+            "created_at": message.created_at or recorded.recorded_at,
+        },
+    )
+
+
+def _place(recorded: Recorded, index: int) -> int:
+    """Of the index-th message of an event: an integer that JavaScript holds too."""
+    return MESSAGES_PER_EVENT * recorded.position + index
+
+
 def _turn(recorded: Recorded, data: UserMessageSubmitted, head_of: HeadOf) -> list[Change]:
     """A user message, the place of its answer, and the turn that joins them."""
     event = recorded.event
@@ -126,7 +162,7 @@ def _turn(recorded: Recorded, data: UserMessageSubmitted, head_of: HeadOf) -> li
         "session_id": event.session_id,
         "message_id": data.message_id,
         "parent_id": parent,
-        "place": MESSAGES_PER_EVENT * recorded.position,
+        "place": _place(recorded, 0),
         "role": "user",
         "text": data.text,
         "thinking": None,
@@ -145,7 +181,7 @@ def _turn(recorded: Recorded, data: UserMessageSubmitted, head_of: HeadOf) -> li
         **message,
         "message_id": data.answer_id,
         "parent_id": data.message_id,
-        "place": MESSAGES_PER_EVENT * recorded.position + 1,
+        "place": _place(recorded, 1),
         "role": "assistant",
         "text": "",
         "status": "waiting",
