@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from contracts import subjects
 from contracts.events import AnswerCompleted, AnswerFailed
+from contracts.turns import read_presence
 from services.runtime import streams
 from tests.brokers import Broker, broker
 from tests.polling import eventually
@@ -73,6 +75,25 @@ async def test_a_lost_attempt_is_given_back_and_the_next_one_answers(
     whole(turn, attempt=2)
     assert len({str(claim.envelope.data["run"]) for claim in history.claims}) == 2
     assert len(turn.text(1)) < len(STORY)
+
+
+async def test_a_run_is_over_in_the_workers_presence_before_it_is_given_back(tmp_path: Path) -> None:
+    """Or history, that hears another claim first, takes the run for alive and refuses that one."""
+    heard: list[str] = []
+
+    async def hear(msg: Msg) -> None:
+        if msg.subject.startswith(subjects.PRESENCE_ALL.removesuffix("*")):
+            heard.append("runs it" if read_presence(msg.data).runs else "runs nothing")
+        elif msg.data.startswith(b"-NAK"):
+            heard.append("gives it back")
+
+    async with stage(tmp_path) as (b, history, server), worker(b, server):
+        await history.client.subscribe(">", cb=hear)  # one for all: what one connection published stays in order
+        await server.control.fault("reset", after=5)
+        await history.ended(await history.queue_turn())
+    before = heard[: heard.index("gives it back")]
+    assert "runs it" in before
+    assert before[-1] == "runs nothing"
 
 
 async def test_another_worker_may_have_a_lost_turn_at_once(tmp_path: Path) -> None:
