@@ -37,6 +37,8 @@ CORE = {
     "services/history/places.py",
     "services/history/scheduler.py",
     "services/history/session.py",
+    "services/history/tools/findings.py",
+    "services/history/tools/trail.py",
     "services/history/views/fold.py",
     "services/history/views/rows.py",
     "services/inference/run.py",

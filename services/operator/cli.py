@@ -1,4 +1,4 @@
-"""The `chatlog` command: up, down, status, settings, provision, credentials, keys, parked.
+"""The `chatlog` command: up, down, status, settings, provision, credentials, keys, parked, verify.
 
 Owns what a person types and reads. Every way in which a command cannot do its work ends in one clear line and an exit
 code: 1 it could not be done, 2 a setting or flag is wrong.
@@ -30,6 +30,7 @@ from services.operator.plan import CannotStart, make_plan
 from services.operator.provisioning import ProvisioningRefused, provision
 from services.operator.settings import StackSettings, load_all, parse_flags
 from services.operator.stack import DOWN_S
+from services.operator.verify import verify
 from services.runtime import logs, streams
 from services.runtime.settings import SettingsError
 from services.runtime.version import VERSION
@@ -47,6 +48,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys, for CHATLOG_AUTH=ke
 app.add_typer(keys_app, name="keys")
 parked_app = typer.Typer(no_args_is_help=True, help="Events that history could not read or decide, set aside.")
 app.add_typer(parked_app, name="parked")
+app.command(name="verify", context_settings=ANY_SETTING)(verify)
 # A pipe has no width: tables are as wide there as they need to be.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 

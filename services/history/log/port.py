@@ -6,7 +6,7 @@ Owns the shapes of a stored row and of an outcome, the chain's recipe, and the e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +14,7 @@ from typing import Protocol
 from contracts.envelope import Event
 
 FIRST_HASH = bytes(32)
+_NULL = b"\xff\xff\xff\xff"
 
 
 class LogError(RuntimeError):
@@ -143,7 +144,7 @@ class Log(Protocol):
 
 
 def chain_hash(previous: bytes, stored: Stored, data_hash: str, body_hash: bytes) -> bytes:
-    """SHA-256 over the previous hash, each field with its length, and the body's hash: text and NULL stay apart."""
+    """The row's link in the chain."""
     event = stored.event
     fields = (
         str(stored.position),
@@ -157,12 +158,13 @@ def chain_hash(previous: bytes, stored: Stored, data_hash: str, body_hash: bytes
         stored.recorded_at,
         data_hash,
     )
-    digest = hashlib.sha256(previous)
-    for value in fields:
-        if value is None:
-            digest.update(b"\xff\xff\xff\xff")
-        else:
-            raw = value.encode()
-            digest.update(len(raw).to_bytes(4, "big") + raw)
-    digest.update(body_hash)
-    return digest.digest()
+    return link(previous, [None if field is None else field.encode() for field in fields], body_hash)
+
+
+def link(previous: bytes, fields: Iterable[bytes | None], body_hash: bytes) -> bytes:
+    """SHA-256 over the previous hash, each field with its length, and the body's hash: text and NULL stay apart."""
+    parts = [previous]
+    for field in fields:
+        parts += (_NULL,) if field is None else (len(field).to_bytes(4, "big"), field)
+    parts.append(body_hash)
+    return hashlib.sha256(b"".join(parts)).digest()

@@ -1,0 +1,161 @@
+"""Off the road, history/tools/verify: is the log what was written, whole, and readable by today's models?
+
+Owns the order of the checks, how two processes share them, and the report. It reads only what is committed, in short
+reads, so that it may run beside history, which goes on writing: what is appended meanwhile is not looked at. Memory
+does not grow with the log. Must never write to any file.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+from services.history.log.port import FIRST_HASH
+from services.history.tools.findings import Finding, Findings
+from services.history.tools.verify_file import check_file
+from services.history.tools.verify_heads import check_heads, heads_in
+from services.history.tools.verify_rows import Walk
+
+# Stretches are handed out one after the other, large ones first: both processes end at about the same time, and few
+# sessions are cut in two.
+_MOST_STRETCH = 100_000
+_LEAST_STRETCH = 5_000
+_SHARE = 8
+# A page cache of SQLite's, for each connection: rows are read in order, index entries are not.
+_CACHE_KIB = 16_384
+
+Told = Callable[[int, int], None]  # events done, of how many
+
+
+class VerifyFailed(Exception):
+    """The log could not be looked at, or not to the end: whether it is whole is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found. position, hash: the log's head, up to which it was looked at; kept: who else knows a head."""
+
+    position: int
+    hash: str
+    kept: tuple[str, ...]
+    seconds: float
+    count: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def holds(self) -> bool:
+        return self.count == 0
+
+
+def verify(folder: Path, told: Told, *, processes: int = 2) -> Report:
+    """Check the log of this data folder. With two processes it forks: before threads are there. Raises VerifyFailed."""
+    began = time.monotonic()
+    findings = Findings()
+    path = folder / "log.db"
+    if not path.exists():
+        raise VerifyFailed(f"there is no log in {folder}")
+    heads = heads_in(folder, findings)
+    last, head = _head_of(path, findings)
+    work = _Work(path, last, multiprocessing.get_context("fork"))
+    if processes > 1:
+        with _second_process(work, findings):
+            work.walk(findings, told)
+    else:
+        work.check_file(findings)
+        work.walk(findings, told)
+    with _open(path) as connection:
+        check_heads(connection, heads, last, findings)
+    kept = tuple(head.kept for head in heads)
+    return Report(last, head.hex(), kept, time.monotonic() - began, findings.count, tuple(findings.told()))
+
+
+class _Work:
+    """What two processes share: the stretch that is next, and how many events are done."""
+
+    def __init__(self, path: Path, last: int, context: multiprocessing.context.ForkContext) -> None:
+        self.context = context
+        self._path = path
+        self._last = last
+        self._stretches = list(_stretches(last))
+        self._next: Synchronized[int] = context.Value("q", 0)
+        self._done: Synchronized[int] = context.Value("q", 0)
+
+    def check_file(self, findings: Findings) -> None:
+        with _open(self._path) as connection:
+            check_file(self._path, connection, findings)
+
+    def walk(self, findings: Findings, told: Told) -> None:
+        """Take stretch after stretch until none is left."""
+
+        def did(events: int) -> None:
+            with self._done.get_lock():
+                self._done.value += events
+            told(self._done.value, self._last)
+
+        while (number := self._taken()) < len(self._stretches):
+            with _open(self._path) as connection:
+                connection.text_factory = bytes
+                Walk(connection, findings, did).walk(*self._stretches[number])
+
+    def _taken(self) -> int:
+        with self._next.get_lock():
+            number = self._next.value
+            self._next.value = number + 1
+        return number
+
+
+@contextmanager
+def _second_process(work: _Work, findings: Findings) -> Iterator[None]:
+    """Beside what is done inside: the file's check, then stretches; its findings join ours."""
+    ours, theirs = work.context.Pipe(duplex=False)
+    process = work.context.Process(target=_help, args=(work, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield
+        findings.take(*ours.recv())
+    except EOFError:
+        raise VerifyFailed("the second process ended without a word; is there enough memory?") from None
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _help(work: _Work, theirs: Connection) -> None:
+    findings = Findings()
+    work.check_file(findings)
+    work.walk(findings, lambda done, last: None)
+    theirs.send((findings.count, findings.told()))
+
+
+def _head_of(path: Path, findings: Findings) -> tuple[int, bytes]:
+    """The last position and its hash."""
+    try:
+        with _open(path) as connection:
+            row = connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise VerifyFailed(f"{path} cannot be read: {error}") from error
+    return row or (0, FIRST_HASH)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        yield connection
+
+
+def _stretches(last: int) -> Iterator[tuple[int, int]]:
+    first = 1
+    while first <= last:
+        size = min(max((last - first + 1) // _SHARE, _LEAST_STRETCH), _MOST_STRETCH, last - first + 1)
+        yield first, first + size - 1
+        first += size
