@@ -1,4 +1,4 @@
-"""Step 8, history/log: stored bodies taken apart without parsing them whole: for who reads a million of them.
+"""Off the road, history/log: stored bodies taken apart without parsing them whole: for who reads a million of them.
 
 Owns where each part is in a body as our writers make it (compact JSON, keys sorted), and a quick form of each type's
 newest data, made from the contracts' own models. Must never take what read_event refuses: what is not just as our
