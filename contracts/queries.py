@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from contracts.base import Contract, Key, Text, Time, UserId, Uuid, compact, parse
 from contracts.errors import Code, ContractError
 from contracts.events import OnBusy
+from contracts.receipts import Receipt
 from contracts.turns import Go, OutcomeMessage, Stop
 
 T = TypeVar("T", bound=Contract)
@@ -59,6 +60,14 @@ class TurnQuery(Query):
     turn_id: Uuid
     run: Uuid | None = None
     claimed_at: Annotated[int, Field(ge=0)] = 0
+
+
+class ReceiptQuery(Query):
+    """What is behind a turn's answer, from the log. after: so many of the messages that were shown are skipped."""
+
+    session_id: Uuid
+    turn_id: Uuid
+    after: Annotated[int, Field(ge=0)] = 0
 
 
 class EventsQuery(Query):
@@ -220,6 +229,7 @@ QUERIES: dict[str, tuple[type[Query], type[Contract] | None]] = {
     "session": (SessionQuery, SessionRow),
     "messages": (MessagesQuery, MessagesReply),
     "turn": (TurnQuery, TurnReply),
+    "receipt": (ReceiptQuery, Receipt),
     "events": (EventsQuery, None),
     "outcome": (OutcomeQuery, OutcomeReply),
 }

@@ -76,6 +76,7 @@ class Scene:
     now: str = NOW
     model: str | None = MODEL
     room: int = 1000
+    window: int = 4096
     alive: Callable[[str, str], bool] = lambda turn, run: False
     sequence: int = 0
 
@@ -102,7 +103,7 @@ class Scene:
             catching_up,
             self.alive,
             self.model,
-            window_of=lambda model: 4096,
+            window_of=lambda model: self.window,
             digest_of=lambda model: DIGEST,
             full_name=lambda model: model,
             room_of=lambda model: self.room,

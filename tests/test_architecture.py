@@ -35,6 +35,7 @@ CORE = {
     "services/history/effects.py",
     "services/history/liveness.py",
     "services/history/places.py",
+    "services/history/receipt.py",
     "services/history/scheduler.py",
     "services/history/session.py",
     "services/history/tools/findings.py",

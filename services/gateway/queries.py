@@ -13,6 +13,7 @@ from typing import TypeVar
 from contracts import frames, queries, subjects, turns
 from contracts.base import Contract, dump
 from contracts.errors import ContractError
+from contracts.receipts import Receipt
 from services.gateway.intake import Refused
 from services.runtime.bus import Bus, NoAnswer, NotSent
 
@@ -20,6 +21,8 @@ T = TypeVar("T", bound=Contract)
 
 # History waits up to 1 s for its views before it answers; a second more is for a busy machine.
 QUERY_TIMEOUT_S = 2.0
+# For a receipt it folds the session from the log: some ten thousand events a second.
+RECEIPT_TIMEOUT_S = 20.0
 # The worker answers from memory. A worker that is gone must not hold an attach up.
 SNAPSHOT_TIMEOUT_S = 1.0
 # After a reconnect every watched session asks at once; more at a time would only queue in history.
@@ -80,6 +83,16 @@ class History:
         query = queries.TurnQuery(user_id=user_id, min_position=self.position_of(user_id), turn_id=turn_id)
         return (await self._asked("turn", query, queries.TurnReply)).turn
 
+    async def receipt(self, user_id: str, session_id: str, turn_id: str, after: int) -> Receipt:
+        query = queries.ReceiptQuery(
+            user_id=user_id,
+            min_position=self.position_of(user_id),
+            session_id=session_id,
+            turn_id=turn_id,
+            after=after,
+        )
+        return await self._asked("receipt", query, Receipt)
+
     async def outcome(self, user_id: str, event_id: str, data_hash: str) -> queries.OutcomeReply:
         query = queries.OutcomeQuery(user_id=user_id, event_id=event_id, data_hash=data_hash)
         return await self._asked("outcome", query, queries.OutcomeReply)
@@ -116,7 +129,9 @@ class History:
         async with self._at_once:
             try:
                 return await self._bus.request(
-                    subjects.history_query(name, query.user_id), dump(query), QUERY_TIMEOUT_S
+                    subjects.history_query(name, query.user_id),
+                    dump(query),
+                    RECEIPT_TIMEOUT_S if name == "receipt" else QUERY_TIMEOUT_S,
                 )
             except (NotSent, NoAnswer) as error:
                 raise HistoryAway(name) from error

@@ -6,10 +6,20 @@ Must never do I/O: the texts of the chosen messages are read by the recorder and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from contracts.base import data_hash
-from contracts.events import Budget, ContextAssembled, LeftOut
+from contracts.envelope import Event
+from contracts.events import (
+    AnswerCancelled,
+    AnswerCompleted,
+    Budget,
+    ContextAssembled,
+    LeftOut,
+    SessionImported,
+    UserMessageSubmitted,
+)
 from contracts.ids import seed_of
 from services.history.session import Message, Session, Turn, wide_chars
 
@@ -105,7 +115,26 @@ def _front(path: list[Message], start: int) -> int:
     return start
 
 
-def render(plan: Plan, texts: dict[str, str]) -> list[dict[str, str]]:
+def recorded_plan(session: Session, turn: Turn, context: ContextAssembled) -> Plan:
+    """What a turn's recorded context was rendered from."""
+    shown = tuple(session.messages[message_id] for message_id in context.message_ids)
+    return Plan(turn.system, shown, context.left_out, context.budget)
+
+
+def texts_of(plan: Plan, events: Mapping[int, Event]) -> dict[str, str]:
+    """The plan's texts by message_id: an import's event holds many. events: by position, those that hold them."""
+    imports = [event.data for event in events.values() if isinstance(event.data, SessionImported)]
+    imported = {each.message_id: each.text for data in imports for each in data.messages}
+    return {m.message_id: imported.get(m.message_id) or _text_of(events[m.position]) for m in plan.messages}
+
+
+def _text_of(event: Event) -> str:
+    if isinstance(event.data, UserMessageSubmitted | AnswerCompleted | AnswerCancelled):
+        return event.data.text or ""
+    raise TypeError(f"{event.type} has no text that a context takes")
+
+
+def render(plan: Plan, texts: Mapping[str, str]) -> list[dict[str, str]]:
     """The {role, content} list that the model gets. texts: by message_id."""
     rendered = [{"role": "system", "content": plan.system}] if plan.system else []
     return rendered + [{"role": m.role, "content": texts[m.message_id]} for m in plan.messages]

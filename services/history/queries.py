@@ -25,6 +25,7 @@ from contracts.queries import (
     OutcomeQuery,
     OutcomeReply,
     Query,
+    ReceiptQuery,
     SessionQuery,
     SessionsQuery,
     SessionsReply,
@@ -35,8 +36,10 @@ from contracts.queries import (
     read_query,
 )
 from services.history.batch import outcome_message
+from services.history.evidence import evidence_of
 from services.history.log.port import LogError, StoredOutcome
 from services.history.log.reader import LogReader
+from services.history.receipt import receipt_of
 from services.history.views.folder import ViewFolder
 from services.history.views.reader import ViewReader
 from services.history.writer import Writer
@@ -46,6 +49,8 @@ log = structlog.get_logger(__name__)
 
 # Queries that wait for a position must not hold up the others.
 CONCURRENT_QUERIES = 64
+# Each folds a session of the log, and reads what its model was shown.
+CONCURRENT_RECEIPTS = 4
 
 Answer = Callable[[Any], Awaitable[bytes]]
 Status = Callable[[], Awaitable[StatusReply]]
@@ -115,6 +120,7 @@ class Queries:
         }
         for name, answer in answers.items():
             self._subscribe(bus, name, answer, on_broken)
+        self._subscribe(bus, "receipt", self.receipt, on_broken, CONCURRENT_RECEIPTS)
 
         @bus.broker.subscriber(
             subjects.operator_query("status"),
@@ -126,11 +132,13 @@ class Queries:
         async def answer_status(_: NatsMessage) -> bytes:
             return dump(await status())
 
-    def _subscribe(self, bus: Bus, name: str, answer: Answer, on_broken: OnBroken) -> None:
+    def _subscribe(
+        self, bus: Bus, name: str, answer: Answer, on_broken: OnBroken, concurrent: int = CONCURRENT_QUERIES
+    ) -> None:
         async def asked(message: NatsMessage) -> bytes:
             return await answer(self._read(name, message))
 
-        serve(bus, Question(name, f"chat.history.{name}.*", CONCURRENT_QUERIES, asked), on_broken)
+        serve(bus, Question(name, f"chat.history.{name}.*", concurrent, asked), on_broken)
 
     def _read(self, name: str, message: NatsMessage) -> Query:
         query = read_query(name, message.body)
@@ -166,6 +174,17 @@ class Queries:
         await self._reach(query)
         row = await self._views.turn(query.user_id, query.turn_id)
         return dump(TurnReply(turn=row, word=None, position=self._folder.position))
+
+    async def receipt(self, query: ReceiptQuery) -> bytes:
+        """Whether there is such a turn, the views say, as to every door; what is behind it, the log."""
+        await self._reach(query)
+        turn = await self._views.turn(query.user_id, query.turn_id)
+        if turn is None or turn.session_id != query.session_id:
+            raise QueryFailed("turn_unknown")
+        found = await evidence_of(self._log, query.user_id, query.session_id, query.turn_id)
+        if found is None:
+            raise QueryFailed("not_assembled")
+        return dump(receipt_of(found, query.after))
 
     async def events(self, query: EventsQuery) -> bytes:
         """From the log, not the views: they may be behind or under way of a rebuild."""

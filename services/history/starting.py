@@ -9,9 +9,9 @@ from __future__ import annotations
 import structlog
 
 from contracts.envelope import Event
-from contracts.events import AnswerCancelled, AnswerCompleted, ContextAssembled, SessionImported, UserMessageSubmitted
+from contracts.events import AnswerCompleted, ContextAssembled
 from contracts.turns import encode_context
-from services.history.context import Plan, choose, context_data, render
+from services.history.context import Plan, choose, context_data, recorded_plan, render, texts_of
 from services.history.draft import CoreFailed, Draft, Situation
 from services.history.effects import Queue
 from services.history.scheduler import OpenTurn, Scheduler
@@ -64,8 +64,7 @@ class Starting:
         event = self._draft.tx.events_at([turn.context_position])[turn.context_position]
         context = event.data
         assert isinstance(context, ContextAssembled)
-        shown = tuple(session.messages[message_id] for message_id in context.message_ids)
-        plan = Plan(turn.system, shown, context.left_out, context.budget)
+        plan = recorded_plan(session, turn, context)
         payload = encode_context(event.body, render(plan, self._texts(plan)))
         self._draft.effects.append(Queue(open_turn.user_id, turn.turn_id, str(turn.model), payload))
 
@@ -101,14 +100,4 @@ class Starting:
         return encode_context(event.body, rendered)
 
     def _texts(self, plan: Plan) -> dict[str, str]:
-        """By message_id: of an import's event it is one of many."""
-        events = self._draft.tx.events_at(sorted({message.position for message in plan.messages}))
-        imports = [event.data for event in events.values() if isinstance(event.data, SessionImported)]
-        imported = {each.message_id: each.text for data in imports for each in data.messages}
-        return {m.message_id: imported.get(m.message_id) or _text_of(events[m.position]) for m in plan.messages}
-
-
-def _text_of(event: Event) -> str:
-    if isinstance(event.data, UserMessageSubmitted | AnswerCompleted | AnswerCancelled):
-        return event.data.text or ""
-    raise TypeError(f"{event.type} has no text that a context takes")
+        return texts_of(plan, self._draft.tx.events_at(sorted({message.position for message in plan.messages})))

@@ -103,6 +103,29 @@ async def test_a_send_is_recorded_and_its_turn_can_be_asked_for(whole: GatewayRo
         assert elsewhere.json()["code"] == "turn_unknown"
 
 
+async def test_a_receipt_says_what_is_behind_an_answer(whole: GatewayRoad) -> None:
+    session = await whole.new_session(system="Be brief.")
+    first = await answered(whole, session, "hi", options={"seed": 7})
+    await whole.model.control.fault("hang")
+    async with whole.http() as client, whole.http(1) as other:
+        running = (await client.post(f"/v1/sessions/{session}/messages", json={"text": "more"})).json()["turn_id"]
+        waiting = (await client.post(f"/v1/sessions/{session}/messages", json={"text": "last"})).json()["turn_id"]
+        turns = f"/v1/sessions/{session}/turns"
+        receipt = (await other.get(f"{turns}/{first['turn_id']}/receipt")).json()
+        early = await client.get(f"{turns}/{waiting}/receipt")
+        elsewhere = await client.get(f"/v1/sessions/{await whole.new_session()}/turns/{first['turn_id']}/receipt")
+        for turn in (waiting, running):
+            await client.post(f"{turns}/{turn}/cancel")
+        stopped = await client.get(f"{turns}/{waiting}/receipt")
+    assert (receipt["system"], [each["text"] for each in receipt["messages"]]) == ("Be brief.", ["hi"])
+    assert (receipt["model"], receipt["seed"], receipt["verified"], receipt["left_out"]) == (MODEL, 7, True, {})
+    assert len(receipt["digest"]) == 64
+    assert receipt["end"]["usage"]["prompt_tokens"] > 0
+    assert receipt["budget"]["estimated"] > 0
+    for refused, code in ((early, "not_assembled"), (stopped, "not_assembled"), (elsewhere, "turn_unknown")):
+        assert refused.json()["code"] == code
+
+
 async def test_wait_for_the_answer_and_read_it_back(whole: GatewayRoad) -> None:
     session = await whole.new_session()
     told = await answered(whole, session)

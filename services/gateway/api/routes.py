@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from contracts.base import Contract
 from contracts.queries import MessagesReply, SessionRow, SessionsReply
+from contracts.receipts import Receipt
 from services.gateway.api import documents, events, health, messages, models, sessions, turns, ws
 from services.gateway.api.problems import MEDIA_TYPE, PROBLEM_SCHEMA
 from services.gateway.api.requests import EVENT_STREAM, JSON, KEY_HEADER, ChangeBody, MessageBody, SessionBody
@@ -62,6 +63,7 @@ ROUTES: tuple[Route, ...] = (
         streams=True,
     ),
     Route("GET", "/v1/sessions/{session}/turns/{turn}", "user", turns.get_turn),
+    Route("GET", "/v1/sessions/{session}/turns/{turn}/receipt", "user", turns.get_receipt, reply=Receipt),
     Route(
         "POST",
         "/v1/sessions/{session}/turns/{turn}/cancel",

@@ -12,6 +12,7 @@ from fastapi import Query, Request
 from starlette.responses import JSONResponse, Response
 
 from contracts.queries import TurnRow
+from contracts.receipts import Receipt
 from services.gateway.api.outcomes import accepted, keyed, recorded, refusal_of
 from services.gateway.api.requests import JSON, CancelBody, CurrentUser, Gateway, check_accepts, has_body, read_body
 from services.gateway.intake import Refused
@@ -44,6 +45,18 @@ async def get_turn(
     if outcome is not None and (outcome.session_id, outcome.turn_id) != (session_id, turn_id):
         raise Refused("turn_unknown")
     return {"status": told.status, "turn": found, "code": None if outcome is None else outcome.code}
+
+
+async def get_receipt(
+    session: str,
+    turn: str,
+    user_id: CurrentUser,
+    parts: Gateway,
+    after: Annotated[int, Query(ge=0, le=2**53)] = 0,
+) -> Receipt:
+    """What is behind a turn's answer: what its model was shown, by which rules, and how often it was tried. messages is
+    a page; after: next of the page before. not_assembled: that is not chosen yet, or the turn ended before."""
+    return await parts.history.receipt(user_id, session_id_of(user_id, session), uuid_of(turn, "turn_unknown"), after)
 
 
 async def cancel_turn(request: Request, session: str, turn: str, user_id: CurrentUser, parts: Gateway) -> Response:

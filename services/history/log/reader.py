@@ -43,6 +43,7 @@ class ParkedEvent:
     size: int
 
 
+_ROW_SQL = "SELECT position, version, recorded_at, body, hash FROM events"
 _PARKED_SQL = "SELECT parked_id, sequence, subject, headers, reason, parked_at, length(body) FROM parked"
 
 
@@ -72,10 +73,30 @@ class LogReader:
 
     async def rows_after(self, position: int, limit: int) -> list[LogRow]:
         """The next rows of the whole log."""
+        rows = await self._all(f"{_ROW_SQL} WHERE position > ? ORDER BY position LIMIT ?", (position, limit))
+        return [LogRow(*row) for row in rows]
+
+    async def session_rows(self, user_id: str, session_id: str, versions: tuple[int, int], limit: int) -> list[LogRow]:
+        """The next rows of a session: after the first version, up to the second."""
         rows = await self._all(
-            "SELECT position, version, recorded_at, body, hash FROM events WHERE position > ?"
-            " ORDER BY position LIMIT ?",
-            (position, limit),
+            f"{_ROW_SQL} WHERE user_id = ? AND session_id = ? AND version > ? AND version <= ?"
+            " ORDER BY version LIMIT ?",
+            (user_id, session_id, *versions, limit),
+        )
+        return [LogRow(*row) for row in rows]
+
+    async def turn_rows(self, user_id: str, session_id: str, turn_id: str) -> list[LogRow]:
+        """A turn's own rows, in order: its message first."""
+        rows = await self._all(
+            f"{_ROW_SQL} WHERE user_id = ? AND session_id = ? AND turn_id = ? ORDER BY version",
+            (user_id, session_id, turn_id),
+        )
+        return [LogRow(*row) for row in rows]
+
+    async def rows_at(self, positions: list[int]) -> list[LogRow]:
+        """The rows at these positions, in the log's order."""
+        rows = await self._all(
+            f"{_ROW_SQL} WHERE position IN (SELECT value FROM json_each(?)) ORDER BY position", (json.dumps(positions),)
         )
         return [LogRow(*row) for row in rows]
 
