@@ -20,8 +20,10 @@ from services.history.log.reader import LogRow
 from services.history.log.sqlite import SqliteTransaction
 from services.history.publisher import Publisher
 from services.history.settings import HistorySettings
-from services.history.views.fold import Change
+from services.history.views.batch import Key, Row
+from services.history.views.fold import Table
 from services.history.views.store import ViewStore
+from services.history.views.tables import ViewTables
 from services.runtime.lifecycle import run
 
 
@@ -56,7 +58,7 @@ def before_the_publish(event_type: str) -> None:
 
 def in_the_views(event_type: str) -> None:
     """Some of a batch's rows are written to the views."""
-    apply, write = ViewStore.apply, ViewStore._write
+    apply, put = ViewStore.apply, ViewTables._put
     dying = False
 
     async def note(self: ViewStore, rows: Sequence[LogRow]) -> None:
@@ -64,13 +66,13 @@ def in_the_views(event_type: str) -> None:
         dying = event_type in [read_event(row.body).type for row in rows]
         await apply(self, rows)
 
-    async def write_and_die(self: ViewStore, change: Change) -> None:
-        await write(self, change)
+    def put_and_die(self: ViewTables, table: Table, rows: dict[Key, Row]) -> None:
+        put(self, table, rows)
         if dying:
             die()
 
     ViewStore.apply = note  # type: ignore[method-assign]
-    ViewStore._write = write_and_die  # type: ignore[method-assign]
+    ViewTables._put = put_and_die  # type: ignore[method-assign]
 
 
 POINTS = {point.__name__: point for point in (in_the_transaction, before_the_publish, in_the_views)}

@@ -43,7 +43,7 @@ class ParkedEvent:
     size: int
 
 
-_ROW_SQL = "SELECT position, version, recorded_at, body, hash FROM events"
+ROW_SQL = "SELECT position, version, recorded_at, body, hash FROM events"
 _PARKED_SQL = "SELECT parked_id, sequence, subject, headers, reason, parked_at, length(body) FROM parked"
 
 
@@ -61,26 +61,26 @@ class SessionPage:
 class LogReader:
     """Shared by all readers of one process: its statements run one after the other."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, path: Path, connection: aiosqlite.Connection) -> None:
+        self.path = path
         self._connection = connection
 
     @classmethod
     async def open(cls, path: Path) -> LogReader:
-        return cls(await aiosqlite.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None))
+        return cls(path, await aiosqlite.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None))
 
     async def close(self) -> None:
         await self._connection.close()
 
     async def rows_after(self, position: int, limit: int) -> list[LogRow]:
         """The next rows of the whole log."""
-        rows = await self._all(f"{_ROW_SQL} WHERE position > ? ORDER BY position LIMIT ?", (position, limit))
+        rows = await self._all(f"{ROW_SQL} WHERE position > ? ORDER BY position LIMIT ?", (position, limit))
         return [LogRow(*row) for row in rows]
 
     async def session_rows(self, user_id: str, session_id: str, versions: tuple[int, int], limit: int) -> list[LogRow]:
         """The next rows of a session: after the first version, up to the second."""
         rows = await self._all(
-            f"{_ROW_SQL} WHERE user_id = ? AND session_id = ? AND version > ? AND version <= ?"
-            " ORDER BY version LIMIT ?",
+            f"{ROW_SQL} WHERE user_id = ? AND session_id = ? AND version > ? AND version <= ? ORDER BY version LIMIT ?",
             (user_id, session_id, *versions, limit),
         )
         return [LogRow(*row) for row in rows]
@@ -88,7 +88,7 @@ class LogReader:
     async def turn_rows(self, user_id: str, session_id: str, turn_id: str) -> list[LogRow]:
         """A turn's own rows, in order: its message first."""
         rows = await self._all(
-            f"{_ROW_SQL} WHERE user_id = ? AND session_id = ? AND turn_id = ? ORDER BY version",
+            f"{ROW_SQL} WHERE user_id = ? AND session_id = ? AND turn_id = ? ORDER BY version",
             (user_id, session_id, turn_id),
         )
         return [LogRow(*row) for row in rows]
@@ -96,7 +96,7 @@ class LogReader:
     async def rows_at(self, positions: list[int]) -> list[LogRow]:
         """The rows at these positions, in the log's order."""
         rows = await self._all(
-            f"{_ROW_SQL} WHERE position IN (SELECT value FROM json_each(?)) ORDER BY position", (json.dumps(positions),)
+            f"{ROW_SQL} WHERE position IN (SELECT value FROM json_each(?)) ORDER BY position", (json.dumps(positions),)
         )
         return [LogRow(*row) for row in rows]
 

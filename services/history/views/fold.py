@@ -58,14 +58,23 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """New values in the row with this key (KEYS)."""
+    """New values in the row with this key (KEYS); nothing where it is gone: the session has begun again since."""
 
     table: Table
     key: dict[str, Value]
     values: dict[str, Value]
 
 
-Change = Put | Set
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """All of a session's rows go."""
+
+    table: Table
+    user_id: str
+    session_id: str
+
+
+Change = Put | Set | Drop
 # The answer that a session's next message follows; what the views held before this event.
 HeadOf = Callable[[str, str], str | None]
 
@@ -117,6 +126,7 @@ def _session(recorded: Recorded, data: SessionStarted) -> Put:
             "position": recorded.position,
             "created_at": recorded.recorded_at,
             "updated_at": recorded.recorded_at,
+            "place": -recorded.position,
         },
     )
 

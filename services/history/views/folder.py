@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 
 from services.history.log.reader import LogReader
+from services.history.views.filling import FAR_EVENTS
 from services.history.views.store import ViewStore
 from services.history.writer import Writer
 
-# A batch is one transaction: large enough that a rebuild is quick, small enough that readers see it move.
+# A batch is one transaction: more than comes while one is folded, small enough that readers see it move.
 FOLD_ROWS = 256
 # How long a query waits for the views to reach what its client has seen recorded.
 MIN_POSITION_WAIT_S = 1.0
@@ -32,18 +33,24 @@ class ViewFolder:
         return self._store.position
 
     async def catch_up(self) -> None:
-        """Fold all that is in the log now."""
-        while rows := await self._log.rows_after(self._store.position, FOLD_ROWS):
-            await self._store.apply(rows)
-            async with self._moved:
-                self._moved.notify_all()
+        """At the start: all that is in the log now, a long stretch of it as a rebuild does."""
+        last = await self._log.last_position()
+        if last - self._store.position >= FAR_EVENTS:
+            await self._store.fill(self._log.path, last)
+        await self._fold_committed()
 
     async def run(self) -> None:
         """Fold what is committed, for ever."""
         while True:
-            await self.catch_up()
+            await self._fold_committed()
             async with self._writer.moved:
                 await self._writer.moved.wait_for(lambda: self._writer.position > self._store.position)
+
+    async def _fold_committed(self) -> None:
+        while rows := await self._log.rows_after(self._store.position, FOLD_ROWS):
+            await self._store.apply(rows)
+            async with self._moved:
+                self._moved.notify_all()
 
     async def reach(self, position: int) -> bool:
         """Whether the views have folded this position, now or within MIN_POSITION_WAIT_S."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from contracts.base import data_hash
-from services.history.views.fold import KEYS, Change, Put, Recorded, Table, Value, fold
+from services.history.views.fold import KEYS, Change, Drop, Put, Recorded, Table, Value, fold
 
 Row = dict[str, Value]
 
@@ -29,12 +29,16 @@ class Rows:
             self.apply(change)
 
     def apply(self, change: Change) -> None:
-        """Raises KeyError for new values of a row that is not there."""
+        """As the views' tables take it."""
         rows = self._tables[change.table]
         if isinstance(change, Put):
             rows[tuple(change.row[column] for column in KEYS[change.table])] = dict(change.row)
-        else:
-            rows[tuple(change.key[column] for column in KEYS[change.table])].update(change.values)
+        elif isinstance(change, Drop):
+            of = change.user_id, change.session_id
+            for key in [key for key, row in rows.items() if (row["user_id"], row["session_id"]) == of]:
+                del rows[key]
+        elif (row := rows.get(tuple(change.key[column] for column in KEYS[change.table]))) is not None:
+            row.update(change.values)
 
     def head_of(self, user_id: str, session_id: str) -> str | None:
         """The answer that the session's next message follows."""

