@@ -11,7 +11,7 @@ ENV PATH=/opt/chatlog/venv/bin:$PATH \
 WORKDIR /opt/chatlog
 # An empty volume takes the mode of the folder that it is mounted on: so whatever user runs this may write there. What is
 # written there is its owner's alone.
-RUN cd /var/lib && mkdir -p chatlog/history chatlog/nats chatlog/secrets /run/chatlog/credentials /run/chatlog/box \
+RUN cd /var/lib && mkdir -p chatlog/history chatlog/backups chatlog/nats chatlog/secrets /run/chatlog/credentials /run/chatlog/box \
  && chmod 1777 chatlog/* /run/chatlog/*
 COPY requirements.lock ./
 RUN python -m venv venv \

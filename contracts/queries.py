@@ -235,8 +235,19 @@ QUERIES: dict[str, tuple[type[Query], type[Contract] | None]] = {
 }
 
 
+class BackupStatus(Contract):
+    """The newest backup. gap: why it could not be restored without one; None: it could."""
+
+    file: str
+    made_at: Time | None
+    position: int | None
+    gap: str | None
+
+
 class StatusReply(Contract):
-    """What history tells an operator. cursor and last_sequence are JetStream's; sizes in bytes."""
+    """What history tells an operator. cursor and last_sequence are JetStream's; sizes in bytes. backup None: there was
+    never one.
+    """
 
     epoch: str
     caught_up: bool
@@ -249,6 +260,7 @@ class StatusReply(Contract):
     turns_running: int
     sizes: dict[str, int]
     queues: list[dict[str, Any]]
+    backup: BackupStatus | None = None
 
 
 def read_query(name: str, raw: bytes) -> Query:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from contracts.base import time_text
 from contracts.errors import ContractError
 from contracts.queries import StatusReply
 from contracts.turns import read_presence
+from services.history.backup_note import newest_backup
 from services.history.context import ContextLimits
 from services.history.deadlines import Deadlines, Patience
 from services.history.draft import Bounds, Situation
-from services.history.follower import Follower
+from services.history.follower import Follower, ask_stream
 from services.history.liveness import Liveness, Workers
 from services.history.log.reader import LogReader
 from services.history.log.sqlite import SqliteLog
@@ -43,7 +44,7 @@ from services.history.views.reader import ViewReader
 from services.history.views.store import ViewStore, folded_another_log
 from services.history.writer import LogThread, Writer
 from services.runtime import streams
-from services.runtime.bus import Bus, BusAddress
+from services.runtime.bus import Bus, BusAddress, NoAnswer, NotSent
 from services.runtime.health import BrokerHealth, Reason, listening
 from services.runtime.lifecycle import Lifecycle
 
@@ -150,9 +151,8 @@ class History:
         self._lifecycle.supervise(upkeep.watch_turns(self.workers, self.default_model), "deadlines")
         self._lifecycle.supervise(upkeep.tell_load(self._settings.intake_max_bytes, self._situation), "load")
         self._lifecycle.supervise(upkeep.tell_places(self._situation), "places")
-        self._lifecycle.supervise(
-            upkeep.forget(self._settings.intake_keep_h, self._settings.outcomes_keep_days), "forget"
-        )
+        keep_h, keep_days = self._settings.intake_keep_h, self._settings.outcomes_keep_days
+        self._lifecycle.supervise(upkeep.forget(keep_h, self._settings.intake_max_bytes, keep_days), "forget")
         self.ready = True
 
     async def _heard_nothing(self) -> None:
@@ -222,6 +222,8 @@ class History:
         """For `chatlog status`."""
         turns = await self.writer.open_turns()
         stream = self.follower.stream
+        with suppress(NotSent, NoAnswer):  # what was heard last is an answer too
+            stream = await ask_stream(self.bus)
         return StatusReply(
             epoch=self.writer.epoch,
             caught_up=self.follower.caught_up.is_set(),
@@ -234,6 +236,7 @@ class History:
             turns_running=sum(turn.active for turn in turns),
             sizes=await asyncio.to_thread(_sizes, self._folder),
             queues=[queue.model_dump() for queue in queues_of(turns, self._situation().model_of)],
+            backup=await asyncio.to_thread(newest_backup, self._folder, stream),
         )
 
 

@@ -8,10 +8,8 @@ measured). Must never trust acks or a redelivery's order, and never start where 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 
 import nats.errors
 import nats.js.errors
@@ -22,6 +20,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, ReplayPolicy
 
 from contracts import subjects
 from services.history.arrivals import Delivery
+from services.history.continuity import IntakeRefused, Stream, check_stream, read_stream
 from services.history.log.port import Cursor
 from services.history.writer import Writer
 from services.runtime.bus import Bus, NoAnswer, NotSent
@@ -36,64 +35,20 @@ REOPEN_DELAY_S = 0.2
 ASK_TIMEOUT_S = 5.0
 # An abandoned consumer (we were killed) leaves the server after this.
 INACTIVE_S = 300.0
-
-
-class IntakeRefused(RuntimeError):
-    """The stream is not the one that the log has followed, or events between them are missing. Says the numbers."""
+# For who reads why history does not start.
+REMEDY = "the part on restore of docs/operations.md says how to go on"
 
 
 class _Reopen(Exception):
     """What was delivered is not what follows the cursor."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """The intake stream's own words. created tells one stream from another of the same name."""
-
-    created: str
-    first_sequence: int
-    last_sequence: int
-    bytes: int
-
-
 async def ask_stream(bus: Bus, name: str = subjects.INTAKE_STREAM) -> Stream:
     """Raises NotSent or NoAnswer, also where there is no such stream."""
-    reply = json.loads(await bus.request(f"$JS.API.STREAM.INFO.{name}", b"", ASK_TIMEOUT_S))
-    if "error" in reply:
-        raise NotSent(f"{name}: {reply['error'].get('description')}")
-    state = reply["state"]
-    return Stream(reply["created"], state["first_seq"], state["last_seq"], state["bytes"])
-
-
-def check_stream(stream: Stream, cursor: Cursor, accept_gap: bool) -> Cursor:
-    """The cursor to follow from. Raises IntakeRefused where following would lose or mix up events.
-
-    accept_gap: an operator's word that what is missing is to be left out.
-    """
-    if cursor.stream_created is None:
-        cursor = Cursor(stream.created, cursor.sequence)
-    other = cursor.stream_created != stream.created or cursor.sequence > stream.last_sequence
-    if other and not accept_gap:
-        raise IntakeRefused(
-            f"the log has followed a stream created {cursor.stream_created} up to {cursor.sequence}; this one was"
-            f" created {stream.created} and ends at {stream.last_sequence}: it is another stream"
-            " (CHATLOG_ACCEPT_GAP=true follows it from its start)"
-        )
-    if other:
-        cursor = Cursor(stream.created, _before(stream))
-    if cursor.sequence + 1 < stream.first_sequence:
-        if not accept_gap:
-            raise IntakeRefused(
-                f"events {cursor.sequence + 1} to {stream.first_sequence - 1} are gone from the intake stream and not"
-                " in the log (CHATLOG_ACCEPT_GAP=true goes on without them)"
-            )
-        cursor = Cursor(stream.created, _before(stream))
-    return cursor
-
-
-def _before(stream: Stream) -> int:
-    """The cursor from which all that the stream holds is followed. A stream that never held any says 0."""
-    return max(stream.first_sequence - 1, 0)
+    found = read_stream(await bus.request(f"$JS.API.STREAM.INFO.{name}", b"", ASK_TIMEOUT_S))
+    if isinstance(found, str):
+        raise NotSent(f"{name}: {found}")
+    return found
 
 
 class Follower:
@@ -120,7 +75,10 @@ class Follower:
     async def prepare(self) -> Stream:
         """At start: the stream must continue the log; what it holds now is the target of catching up."""
         stream = await ask_stream(self._bus)
-        cursor = check_stream(stream, self._writer.cursor, self._accept_gap)
+        try:
+            cursor = check_stream(stream, self._writer.cursor, self._accept_gap)
+        except IntakeRefused as refused:
+            raise IntakeRefused(f"{refused}; {REMEDY}") from None
         if cursor != self._writer.cursor:
             if self._writer.cursor.stream_created is not None:
                 # Who accepts a gap may have put an older log in place, and nothing tells how much it has lost.

@@ -18,6 +18,8 @@ import structlog
 from contracts import subjects
 from contracts.base import dump, time_text
 from contracts.turns import Cancel, Load
+from services.history.backup_note import NoteUnreadable, read_note
+from services.history.continuity import kept_from
 from services.history.deadlines import Deadlines
 from services.history.draft import Situation
 from services.history.follower import ask_stream
@@ -30,7 +32,10 @@ log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 1.0
 LOAD_EVERY_S = 1.0
-FORGET_EVERY_S = 3600.0
+# A stream that is kept for a backup grows past half its limit: from there to 80 %, where gateways refuse, takes longer.
+FORGET_EVERY_S = 600.0
+# The rest of the intake's limit is for what history has not consumed, and for the last 24 h.
+SHARE_FOR_BACKUP = 0.5
 ASK_TIMEOUT_S = 5.0
 
 
@@ -88,26 +93,30 @@ class Upkeep:
             )
             await self._bus.publish_live(subjects.LOAD, dump(load))
 
-    async def forget(self, intake_keep_h: float, outcomes_keep_days: float) -> None:
+    async def forget(self, intake_keep_h: float, intake_max_bytes: int, outcomes_keep_days: float) -> None:
         """Purge what the log has consumed and nobody may need again, for ever."""
         while True:
-            await self._purge_intake(timedelta(hours=intake_keep_h))
+            await self._purge_intake(timedelta(hours=intake_keep_h), int(intake_max_bytes * SHARE_FOR_BACKUP))
             await self._writer.drop_outcomes(time_text(datetime.now(UTC) - timedelta(days=outcomes_keep_days)))
             await asyncio.sleep(FORGET_EVERY_S)
 
-    async def _purge_intake(self, keep: timedelta) -> None:
-        """Behind the cursor, and older than a backup may still need. A failed purge is tried again in an hour."""
+    async def _purge_intake(self, keep: timedelta, hold_bytes: int) -> None:
+        """Behind the cursor, old, and not what the newest backup needs. A failed purge is tried again next time."""
         try:
             stream = await ask_stream(self._bus)
             limit = datetime.now(UTC) - keep
             oldest = max(stream.first_sequence, 1)  # a stream that never held a message says 0
             first = await self._first_after(limit, oldest, self._writer.cursor.sequence + 1)
+            note = await asyncio.to_thread(read_note, self._folder)
+            needed = kept_from(stream, note.cursor, hold_bytes) if note else None
+            if needed is not None:
+                first = min(first, needed)
             if first > oldest:
                 jetstream = self._bus.jetstream(ASK_TIMEOUT_S)
                 await heeding_cancel(jetstream.purge_stream(subjects.INTAKE_STREAM, seq=first))
                 log.info("intake_purged", before_sequence=first)
-        except (NotSent, NoAnswer, nats.errors.Error, OSError) as error:
-            log.warning("intake_not_purged", error=type(error).__name__)
+        except (NotSent, NoAnswer, NoteUnreadable, nats.errors.Error, OSError) as error:
+            log.warning("intake_not_purged", error=type(error).__name__, reason=str(error))
 
     async def _first_after(self, limit: datetime, low: int, high: int) -> int:
         """The first sequence in low to high whose message is younger than the limit, by halving."""

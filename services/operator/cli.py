@@ -1,4 +1,4 @@
-"""The `chatlog` command: up, down, status, settings, provision, credentials, keys, parked, verify.
+"""The `chatlog` command: up, down, status, settings, provision, credentials, keys, parked, and the log's tools.
 
 Owns what a person types and reads. Every way in which a command cannot do its work ends in one clear line and an exit
 code: 1 it could not be done, 2 a setting or flag is wrong.
@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from contracts.base import time_text
+from services.operator import backups
 from services.operator import settings as operator_settings
 from services.operator.broker import NoNatsServer
 from services.operator.choice import NoModelServer, choose
@@ -49,6 +50,8 @@ app.add_typer(keys_app, name="keys")
 parked_app = typer.Typer(no_args_is_help=True, help="Events that history could not read or decide, set aside.")
 app.add_typer(parked_app, name="parked")
 app.command(name="verify", context_settings=ANY_SETTING)(verify)
+app.command(name="backup", context_settings=ANY_SETTING)(backups.backup)
+app.command(name="restore", context_settings=ANY_SETTING)(backups.restore)
 # A pipe has no width: tables are as wide there as they need to be.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 

@@ -64,18 +64,17 @@ def make_plan(settings: StackSettings, choice: Choice, folder: DataFolder, flags
     return plan
 
 
-def check_ports(plan: Plan) -> None:
-    """Raises CannotStart for the first port that somebody else has."""
-    for program in plan.programs:
-        if program.listens is None:
-            continue
-        host, port = program.listens.host, program.listens.port
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-            # As the servers themselves do: a port that was just given back is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise CannotStart(
-                    f"port {port} on {host} for {program.name}: {error.strerror}; {program.listens.variable} moves it"
-                ) from error
+def check_port(program: Program) -> None:
+    """Raises CannotStart where somebody else has it."""
+    if program.listens is None:
+        return
+    host, port = program.listens.host, program.listens.port
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As the servers themselves do: a port that was just given back is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CannotStart(
+                f"port {port} on {host} for {program.name}: {error.strerror}; {program.listens.variable} moves it"
+            ) from error

@@ -61,17 +61,22 @@ def leashed(*command: str, supervisor: bool = False) -> tuple[str, ...]:
 
 def programs(settings: StackSettings, choice: Choice, folder: DataFolder) -> list[Program]:
     """All programs of the stack in the order of their start."""
-    server = str(broker.find_nats_server(settings.operator.nats_server))
-    nats_listens = Listens(_LOOPBACK, settings.operator.nats_port, "CHATLOG_NATS_PORT")
     gateway_listens = Listens(settings.gateway.gateway_host, settings.gateway.gateway_port, "CHATLOG_GATEWAY_PORT")
     workers = [f"{INFERENCE}-{number}" for number in range(1, settings.operator.workers + 1)]
     return [
-        Program(NATS, leashed(server, "-c", str(folder.broker_config)), at_once=True, listens=nats_listens),
+        nats_program(settings.operator, folder),
         *_model_servers(settings, choice),
         Program(HISTORY, _module("history"), environment=_health(folder, HISTORY)),
         *(Program(name, _module("inference"), environment=_health(folder, name)) for name in workers),
         Program(GATEWAY, _module("gateway"), listens=gateway_listens),
     ]
+
+
+def nats_program(settings: OperatorSettings, folder: DataFolder) -> Program:
+    """The bundled broker. Its configuration is to be written before it starts."""
+    server = str(broker.find_nats_server(settings.nats_server))
+    listens = Listens(_LOOPBACK, settings.nats_port, "CHATLOG_NATS_PORT")
+    return Program(NATS, leashed(server, "-c", str(folder.broker_config)), at_once=True, listens=listens)
 
 
 def _model_servers(settings: StackSettings, choice: Choice) -> list[Program]:

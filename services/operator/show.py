@@ -16,7 +16,7 @@ from rich.text import Text
 
 from contracts.keys import KeyRecord
 from contracts.parked import ParkedActReply, ParkedRow
-from contracts.queries import StatusReply
+from contracts.queries import BackupStatus, StatusReply
 from contracts.turns import ModelPresence
 from services.operator.plan import Plan
 from services.operator.programs import BOX, NATS
@@ -169,6 +169,14 @@ def _print_history(console: Console, history: StatusReply, lag: int | None) -> N
     )
     for queue in history.queues:
         console.print("queue   " + ", ".join(f"{name} {value}" for name, value in queue.items()))
+    console.print(_backup_line(history.backup), markup=False)
+
+
+def _backup_line(backup: BackupStatus | None) -> str:
+    if backup is None:
+        return "backup  none yet: `chatlog backup FILE` makes one"
+    could = f"cannot be restored without a gap, make another: {backup.gap}" if backup.gap else "restores without a gap"
+    return f"backup  {backup.file}, made at {backup.made_at}, up to position {backup.position}: {could}"
 
 
 def _workers_table(status: Status) -> Table:

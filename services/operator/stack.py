@@ -22,7 +22,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from services.operator.asking import why_not_ready
-from services.operator.plan import CannotStart, Plan, check_ports
+from services.operator.plan import CannotStart, Plan, check_port
 from services.operator.programs import GATEWAY, NATS, leashed
 from services.operator.provisioning import provision
 from services.operator.supervisor import STOP_WAIT_S, ProcessState, Supervisor, SupervisorGone
@@ -54,7 +54,8 @@ class Stack:
     async def start(self) -> None:
         """Start everything in order. Returns once the services run, ready or not. Raises CannotStart."""
         await self._end_what_is_left()
-        check_ports(self.plan)
+        for program in self.plan.programs:
+            check_port(program)
         await self._start_supervisor()
         client = await self._connect()
         await provision(client.jetstream(), self.plan.streams)
@@ -166,14 +167,14 @@ class Stack:
         """A connection to the broker, once it listens: nats-py itself would wait 2 s after the first refusal."""
         operator = self.plan.settings.operator
         try:
-            await self._until(partial(_listens, operator.nats_port), START_S)
+            await self._until(partial(listens, operator.nats_port), START_S)
             return await nats.connect(
                 self.plan.nats_url,
                 user=operator.nats_user,
                 password=self.plan.secrets.nats_password,
                 allow_reconnect=False,
                 connect_timeout=_NATS_TIMEOUT_S,
-                error_cb=_ignore,
+                error_cb=ignore,
             )
         except (TimeoutError, OSError, nats.errors.Error):
             raise CannotStart(f"nats-server does not start: {self._last_line('nats.log')}") from None
@@ -231,7 +232,7 @@ async def run_until_signal(stack: Stack, work: Coroutine[Any, Any, None]) -> Non
         await stack.stop()
 
 
-async def _listens(port: int) -> bool:
+async def listens(port: int) -> bool:
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
@@ -240,5 +241,5 @@ async def _listens(port: int) -> bool:
     return True
 
 
-async def _ignore(_error: Exception) -> None:
+async def ignore(_error: Exception) -> None:
     """nats-py prints what it meets; we raise, and say it in a sentence."""

@@ -21,10 +21,10 @@ from contracts.base import dump, time_text
 from contracts.queries import Failure, read_query
 from contracts.turns import Cancel, read_presence
 from services.history.arrivals import Delivery
+from services.history.continuity import Stream, check_stream
 from services.history.deadlines import Deadlines, Patience
 from services.history.draft import Situation
 from services.history.effects import Queue, Unqueue
-from services.history.follower import Stream, check_stream
 from services.history.liveness import Liveness
 from services.history.log.port import Cursor, LogError, Stored
 from services.history.log.reader import LogReader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.history.follower import IntakeRefused, Stream, check_stream
+from services.history.continuity import IntakeRefused, Stream, check_stream
 from services.history.log.port import Cursor
 
 CREATED = "2026-11-20T00:00:00Z"

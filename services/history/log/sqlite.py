@@ -46,7 +46,7 @@ class SqliteLog:
     """The writer's connection. Opened and used in one thread."""
 
     def __init__(self, path: Path, new_epoch: str, now: str) -> None:
-        self._lock = _take_lock(path.with_suffix(".lock"))
+        self._lock = take_lock(path.with_suffix(".lock"))
         path.touch(mode=FILE_MODE)
         try:
             self._connection = _open(path)
@@ -281,8 +281,8 @@ def _as_log_error() -> Iterator[None]:
         raise LogError(f"the log failed: {error}") from error
 
 
-def _take_lock(path: Path) -> TextIO:
-    """Held until the process ends: a second writer is refused, however it was started."""
+def take_lock(path: Path) -> TextIO:
+    """Held until it is closed or the process ends: a second writer is refused, however it was started."""
     handle = path.open("a")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

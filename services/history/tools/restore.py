@@ -1,0 +1,138 @@
+"""Off the road, history/tools/restore: a backup takes the log's place, whole or not at all, under a new epoch.
+
+Owns the swap. The log that was there is kept under a dated name. Views are history's: at its start it drops those that
+have folded what this log does not say. Must never touch the log before the new one is whole, checked and synced.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from services.history.backup_note import BackupNote, sync_folder, write_note
+from services.history.continuity import Stream, check_stream, gap_between, read_stream
+from services.history.log.port import Cursor
+from services.history.log.sqlite import LogLocked, take_lock
+from services.history.tools.backup import (
+    BESIDE,
+    Backup,
+    BackupRefused,
+    Progress,
+    copy_log,
+    head_of,
+    new_file_beside,
+    sync_file,
+)
+
+LOG = "log.db"
+# An error code of SQLite without what is added to it.
+_PRIMARY = 0xFF
+# The server's words where there is no stream of a name.
+_NO_STREAM = "stream not found"
+
+
+class RestoreRefused(Exception):
+    """Nothing was replaced. The text is one clear line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """How a backup goes on in the intake. gap: what would be missing between them, with the numbers."""
+
+    backup: Backup
+    cursor: Cursor
+    gap: str | None
+
+
+def continuation(backup: Backup, intake: bytes) -> Continuation:
+    """intake: what the server says of the stream. Raises RestoreRefused where that says nothing."""
+    stream = read_stream(intake)
+    if stream == _NO_STREAM:
+        cursor = Cursor(None, 0)  # whichever stream is made is followed from its start
+        followed = backup.cursor.stream_created is not None
+        gap = "there is no intake stream: what was accepted after it and not recorded is gone" if followed else None
+    elif isinstance(stream, Stream):
+        cursor = check_stream(stream, backup.cursor, accept_gap=True)
+        gap = gap_between(stream, backup.cursor)
+    else:
+        raise RestoreRefused(f"the intake cannot be asked: {stream}")
+    return Continuation(backup, cursor, gap and f"the backup ends at event {backup.cursor.sequence}; {gap}")
+
+
+@contextmanager
+def writing_alone(folder: Path) -> Iterator[None]:
+    """No history writes to this log, nor starts to. Raises RestoreRefused."""
+    try:
+        lock = take_lock(folder / f"{Path(LOG).stem}.lock")
+    except LogLocked as error:
+        raise RestoreRefused(f"{error}: stop history first") from error
+    with lock:
+        yield
+
+
+@contextmanager
+def prepared(folder: Path, going_on: Continuation, progress: Progress) -> Iterator[Path]:
+    """The new log beside the old one, whole and synced. Raises BackupRefused or OSError."""
+    file = going_on.backup.file
+    with new_file_beside(folder / LOG) as part:
+        try:
+            copy_log(file, part, progress)
+            _renew(part, going_on)
+        except sqlite3.Error as error:
+            raise BackupRefused(f"{file} cannot be copied into {folder}: {error}") from error
+        sync_file(part)
+        yield part
+
+
+def put_in_place(new: Path, folder: Path, note: BackupNote) -> Path | None:
+    """Replace the log; where the one before is kept, if there was one. Raises RestoreRefused or OSError."""
+    # Before the log: whoever is killed between has a log that may hold more than the newest backup, never less.
+    write_note(folder, note)
+    kept = _set_aside(folder / LOG, f"log-{datetime.now(UTC):%Y-%m-%dT%H%M%S}Z.db")
+    os.replace(new, folder / LOG)
+    sync_folder(folder)
+    return kept
+
+
+def _renew(part: Path, going_on: Continuation) -> None:
+    """Clients that were shown more than this log says must begin again, also where nothing tells history so."""
+    backup, cursor = going_on.backup, going_on.cursor
+    with closing(sqlite3.connect(part, isolation_level=None)) as connection:
+        if head_of(connection) != (backup.position, backup.hash):
+            raise sqlite3.DatabaseError("it has changed meanwhile")
+        connection.execute("BEGIN")
+        connection.execute("DROP TABLE backup")
+        connection.execute("UPDATE log SET epoch = ?", (uuid.uuid4().hex,))
+        connection.execute("UPDATE cursor SET (stream_created, sequence) = (?, ?)", astuple(cursor))
+        connection.execute("COMMIT")
+
+
+def _set_aside(log: Path, name: str) -> Path | None:
+    """Give the log a second name, and leave nothing beside the first: its -wal would be played into the next log."""
+    kept = log.with_name(name) if log.exists() else None
+    if kept:
+        _close_for_good(log)
+    for suffix in BESIDE:
+        left = Path(f"{log}{suffix}")
+        if left.exists():
+            left.rename(log.with_name(f"{name}{suffix}"))
+    if kept:
+        os.link(log, kept)
+    sync_folder(log.parent)
+    return kept
+
+
+def _close_for_good(log: Path) -> None:
+    """What is in its -wal goes into the log; one that is damaged is kept as it is."""
+    try:
+        with closing(sqlite3.connect(log, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & _PRIMARY not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise RestoreRefused(f"{log} cannot be closed, another process may read it: {error}") from error
