@@ -69,7 +69,7 @@ async def _restore(settings: OperatorSettings, folder: DataFolder, file: Path, a
         *([f"gap accepted: {going_on.gap}"] if going_on.gap else []),
         f"the log is that of {file}: up to position {found.position}, made at {found.made_at}",
         *([f"the log that was here is kept as {kept}"] if kept else []),
-        "the next start catches up from the intake, and clients begin again",
+        "the next start catches up from the intake, and clients begin again; `chatlog verify` reads every row",
     ]
 
 

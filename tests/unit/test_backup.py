@@ -25,6 +25,7 @@ from services.history.log.port import FIRST_HASH, Cursor, Stored, chain_hash
 from services.history.log.sqlite import SqliteLog
 from services.history.tools.backup import Backup, BackupRefused, back_up, read_backup
 from services.history.tools.restore import Continuation, RestoreRefused, continuation, prepared, put_in_place
+from services.history.tools.verify import verify
 from tests.conversing import new_id, session_started
 from tests.dying_tools import TOLD
 from tests.operated import ROOT
@@ -283,6 +284,29 @@ def test_a_log_that_somebody_reads_is_not_replaced(log: SqliteLog, tmp_path: Pat
         with pytest.raises(RestoreRefused, match="another process"):
             restored(tmp_path / "data", backup, backup.cursor)
     assert at(tmp_path / "data/log.db") == (LATE, EPOCH)
+
+
+def views_at(data: Path, number: int, position: int) -> None:
+    """Views that have folded the log up to here."""
+    with closing(sqlite3.connect(data / "log.db")) as log:
+        [(found,)] = log.execute("SELECT hash FROM events WHERE position = ?", (position,))
+    with closing(sqlite3.connect(data / f"views-{number}.db")) as views:
+        views.execute("CREATE TABLE checkpoint (position, hash)")
+        views.execute("INSERT INTO checkpoint VALUES (?, ?)", (position, found))
+        views.commit()
+
+
+def test_views_that_have_folded_more_are_dropped(log: SqliteLog, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    backup = back_up(data / "log.db", tmp_path / "backup.db", quietly)
+    append(log, LATE)
+    log.close()
+    for number, position in ((1, EARLY - 1), (2, LATE)):
+        views_at(data, number, position)
+    (data / "views-3.db").write_text("not views")
+    restored(data, backup, backup.cursor)
+    assert [path.name for path in data.glob("views-*")] == ["views-1.db"]
+    assert verify(data, quietly, processes=1).holds, "nobody has seen more than the log has"
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Off the road, history/tools/restore: a backup takes the log's place, whole or not at all, under a new epoch.
 
-Owns the swap. The log that was there is kept under a dated name. Views are history's: at its start it drops those that
-have folded what this log does not say. Must never touch the log before the new one is whole, checked and synced.
+Owns the swap. The log that was there is kept under a dated name; views that have folded what the new one does not say
+are dropped, as history would at its start. Must never touch the log before the new one is whole, checked and synced.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from services.history.tools.backup import (
     copy_log,
     head_of,
     new_file_beside,
+    read_only,
     sync_file,
 )
+from services.history.views.store import remove_views
 
 LOG = "log.db"
 # An error code of SQLite without what is added to it.
@@ -97,6 +99,7 @@ def put_in_place(new: Path, folder: Path, note: BackupNote) -> Path | None:
     kept = _set_aside(folder / LOG, f"log-{datetime.now(UTC):%Y-%m-%dT%H%M%S}Z.db")
     os.replace(new, folder / LOG)
     sync_folder(folder)
+    _drop_views(folder)
     return kept
 
 
@@ -111,6 +114,7 @@ def _renew(part: Path, going_on: Continuation) -> None:
         connection.execute("UPDATE log SET epoch = ?", (uuid.uuid4().hex,))
         connection.execute("UPDATE cursor SET (stream_created, sequence) = (?, ?)", astuple(cursor))
         connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode = WAL")  # as history has its log
 
 
 def _set_aside(log: Path, name: str) -> Path | None:
@@ -136,3 +140,21 @@ def _close_for_good(log: Path) -> None:
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & _PRIMARY not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise RestoreRefused(f"{log} cannot be closed, another process may read it: {error}") from error
+
+
+def _drop_views(folder: Path) -> None:
+    with closing(read_only(folder / LOG)) as log:
+        for views in folder.glob("views-*.db"):
+            if not _follow(views, log):
+                remove_views(views)
+
+
+def _follow(views: Path, log: sqlite3.Connection) -> bool:
+    """Whether the log has what they have folded last."""
+    try:
+        with closing(read_only(views)) as connection:
+            position, known = connection.execute("SELECT position, hash FROM checkpoint").fetchone()
+    except (sqlite3.DatabaseError, TypeError):
+        return False
+    found = log.execute("SELECT hash FROM events WHERE position = ?", (position,)).fetchone()
+    return bool(found == (known,))
