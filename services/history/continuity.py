@@ -78,6 +78,12 @@ def kept_from(stream: Stream, backup: Cursor, hold_bytes: int) -> int | None:
     return backup.sequence + 1
 
 
+def first_kept(consumed: int, young_from: int, needed_from: int | None) -> int:
+    """The first sequence that a purge leaves: nothing goes that is not consumed, or young, or that a backup needs."""
+    kept = min(consumed + 1, young_from)
+    return kept if needed_from is None else min(kept, needed_from)
+
+
 def _before(stream: Stream) -> int:
     """The cursor from which all that the stream holds is followed. A stream that never held any says 0."""
     return max(stream.first_sequence - 1, 0)

@@ -19,7 +19,7 @@ from contracts import subjects
 from contracts.base import dump, time_text
 from contracts.turns import Cancel, Load
 from services.history.backup_note import NoteUnreadable, read_note
-from services.history.continuity import kept_from
+from services.history.continuity import first_kept, kept_from
 from services.history.deadlines import Deadlines
 from services.history.draft import Situation
 from services.history.follower import ask_stream
@@ -106,11 +106,10 @@ class Upkeep:
             stream = await ask_stream(self._bus)
             limit = datetime.now(UTC) - keep
             oldest = max(stream.first_sequence, 1)  # a stream that never held a message says 0
-            first = await self._first_after(limit, oldest, self._writer.cursor.sequence + 1)
+            young = await self._first_after(limit, oldest, stream.last_sequence + 1)
             note = await asyncio.to_thread(read_note, self._folder)
             needed = kept_from(stream, note.cursor, hold_bytes) if note else None
-            if needed is not None:
-                first = min(first, needed)
+            first = first_kept(self._writer.cursor.sequence, young, needed)
             if first > oldest:
                 jetstream = self._bus.jetstream(ASK_TIMEOUT_S)
                 await heeding_cancel(jetstream.purge_stream(subjects.INTAKE_STREAM, seq=first))
