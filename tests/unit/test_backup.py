@@ -123,10 +123,14 @@ def test_a_file_that_is_there_is_replaced_only_where_that_is_said(log: SqliteLog
     assert names(tmp_path) == ["backup.db", "data"]
 
 
-def flip(file: Path) -> None:
-    raw = bytearray(file.read_bytes())
-    raw[len(raw) // 2 :] = bytes(len(raw) - len(raw) // 2)
-    file.write_bytes(raw)
+def spoil_a_page(file: Path) -> None:
+    """Of an index, which nobody needs to find the head."""
+    with closing(sqlite3.connect(file)) as connection:
+        [(page,)] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_events_1'")
+        [(size,)] = connection.execute("PRAGMA page_size")
+    with file.open("r+b") as handle:
+        handle.seek((page - 1) * size)
+        handle.write(b"\x07" * size)
 
 
 def cut(file: Path) -> None:
@@ -149,7 +153,7 @@ def write_words(file: Path) -> None:
     file.write_text("not a database, but as long as one" * 1000)
 
 
-@pytest.mark.parametrize("spoil", [flip, cut, shorten, a_plain_copy, write_words, Path.unlink])
+@pytest.mark.parametrize("spoil", [spoil_a_page, cut, shorten, a_plain_copy, write_words, Path.unlink])
 def test_a_file_that_is_no_whole_backup_is_refused(log: SqliteLog, tmp_path: Path, spoil: object) -> None:
     file = tmp_path / "backup.db"
     back_up(tmp_path / "data/log.db", file, quietly)
