@@ -40,7 +40,11 @@ def check_file(path: Path, connection: sqlite3.Connection, findings: Findings) -
 def _check_header(path: Path, findings: Findings) -> None:
     with path.open("rb") as file:
         header = file.read(100)
+    # The first tables of a log are in its -wal until a checkpoint: its first page does not know of any yet.
+    unchecked = (44, 60) if header[40:44] == bytes(4) and Path(f"{path}-wal").exists() else ()
     for offset, expected, what in _HEADER:
+        if offset in unchecked:
+            continue
         if header[offset : offset + len(expected)] != expected:
             findings.add(0, f"the file's header: {what} are not as SQLite and Chatlog write them")
 
