@@ -19,10 +19,11 @@ from services.operator.settings import load_all, parse_flags
 if TYPE_CHECKING:
     from services.history.tools.verify import Report
 
+Views = Annotated[bool, typer.Option("--views", help="Compare the serving views with a fold of the log, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 
 
-def verify(context: typer.Context, as_json: AsJson = False) -> None:
+def verify(context: typer.Context, views: Views = False, as_json: AsJson = False) -> None:
     """Check the log, row by row and page by page, while the stack runs or not. It changes nothing."""
     from services.history.tools.verify import VerifyFailed
     from services.history.tools.verify import verify as check
@@ -30,7 +31,7 @@ def verify(context: typer.Context, as_json: AsJson = False) -> None:
     folder = load_all(parse_flags(context.args)).operator.data_dir.absolute()
     try:
         with _progress(shown=sys.stderr.isatty() and not as_json) as told:
-            report = check(folder, told)
+            report = check(folder, told, views=views)
     except VerifyFailed as error:
         sys.stderr.write(f"chatlog: {error}\n")
         sys.exit(1)

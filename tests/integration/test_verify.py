@@ -5,6 +5,7 @@ Owns one lived log, made by the recorder once for all tests; each test spoils it
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import shutil
@@ -22,6 +23,7 @@ import pytest
 from bench.generated import write_log
 from contracts.base import compact, data_hash
 from services.history.log.port import FIRST_HASH, link
+from services.history.log.reader import LogReader
 from services.history.tools.findings import Finding
 from services.history.tools.verify import Report, VerifyFailed, verify
 from services.history.tools.verify_rows import Walk
@@ -333,6 +335,65 @@ def everything(path: Path) -> list[Any]:
                 only = f"WHERE {where}" if where else ""
                 read.append(connection.execute(f"SELECT position FROM events INDEXED BY {name} {only}").fetchall())
         return read
+
+
+@pytest.fixture(scope="module")
+def folded(lived: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lived log and the views of it."""
+    folder = tmp_path_factory.mktemp("folded")
+    shutil.copy(lived / "log.db", folder / "log.db")
+    asyncio.run(fold(folder))
+    return folder
+
+
+async def fold(folder: Path) -> None:
+    reader = await LogReader.open(folder / "log.db")
+    views = await store.ViewStore.open(folder, reader)
+    while rows := await reader.rows_after(views.position, 50):
+        await views.apply(rows)
+    await views.close()
+    await reader.close()
+
+
+VIEW_DAMAGES = [
+    ("UPDATE messages SET text = 'never said' WHERE status = 'completed'", "differs from the fold in text"),
+    ("UPDATE sessions SET title = 'another' WHERE user_id = 'user-1'", "differs from the fold in title"),
+    ("UPDATE turns SET status = 'running' WHERE user_id = 'user-1'", "differs from the fold in status"),
+    ("DELETE FROM messages WHERE role = 'user' AND user_id = 'user-1'", "is missing"),
+    ("DELETE FROM turns WHERE user_id = 'user-1'", "is missing"),
+    (
+        "UPDATE turns SET turn_id = 'another' WHERE turn_id = (SELECT min(turn_id) FROM turns)",
+        "is not what the fold makes",
+    ),
+    ("UPDATE turns SET session_id = 'foreign' WHERE position < 30", "is of no session of the log"),
+]
+
+
+@pytest.mark.parametrize(("sql", "words"), VIEW_DAMAGES)
+def test_views_that_are_not_the_fold_are_found(folded: Path, tmp_path: Path, sql: str, words: str) -> None:
+    for path in folded.iterdir():
+        shutil.copy(path, tmp_path / path.name)
+    assert compared(tmp_path).holds
+    [views] = tmp_path.glob("views-*.db")
+    with closing(sqlite3.connect(views)) as connection, connection:
+        assert connection.execute(sql).rowcount > 0
+    assert checked(tmp_path).holds, "the log is as it was"
+    report = compared(tmp_path)
+    assert any(words in found.what and found.what.startswith(views.name) for found in report.findings), report.findings
+
+
+def compared(folder: Path) -> Report:
+    return verify(folder, lambda done, of: None, views=True, processes=1)
+
+
+def test_views_that_are_behind_are_compared_where_they_are(lived: Path, copy: Path) -> None:
+    """The stack runs: they have folded less than the log holds."""
+    keep_head(copy, 1)
+    with closing(sqlite3.connect(copy / "log.db")) as log:
+        user_id, session_id = log.execute("SELECT user_id, session_id FROM events WHERE position = 1").fetchone()
+    report = compared(copy)
+    assert [found.position for found in report.findings] == [1]
+    assert f"sessions {user_id}/{session_id} is missing" in report.findings[0].what
 
 
 def test_no_log_is_no_pass(tmp_path: Path) -> None:

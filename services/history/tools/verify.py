@@ -1,4 +1,4 @@
-"""Off the road, history/tools/verify: is the log what was written, whole, and readable by today's models?
+"""Off the road, history/tools/verify: is the log what was written, whole, readable by today's models, and in the views?
 
 Owns the order of the checks, how two processes share them, and the report. It reads only what is committed, in short
 reads, so that it may run beside history, which goes on writing: what is appended meanwhile is not looked at. Memory
@@ -22,6 +22,7 @@ from services.history.tools.findings import Finding, Findings
 from services.history.tools.verify_file import check_file
 from services.history.tools.verify_heads import check_heads, heads_in
 from services.history.tools.verify_rows import Walk
+from services.history.tools.verify_views import ViewsCheck, serving_views
 
 # Stretches are handed out one after the other, large ones first: both processes end at about the same time, and few
 # sessions are cut in two.
@@ -32,6 +33,8 @@ _SHARE = 8
 _CACHE_KIB = 16_384
 
 Told = Callable[[int, int], None]  # events done, of how many
+Did = Callable[[int], None]  # so many more events
+Stretch = tuple[int, int]
 
 
 class VerifyFailed(Exception):
@@ -54,8 +57,10 @@ class Report:
         return self.count == 0
 
 
-def verify(folder: Path, told: Told, *, processes: int = 2) -> Report:
-    """Check the log of this data folder. With two processes it forks: before threads are there. Raises VerifyFailed."""
+def verify(folder: Path, told: Told, *, views: bool = False, processes: int = 2) -> Report:
+    """Check the log of this data folder, and whether the views are its fold. With two processes it forks, so it must be
+    called before there are threads. Raises VerifyFailed.
+    """
     began = time.monotonic()
     findings = Findings()
     path = folder / "log.db"
@@ -63,12 +68,12 @@ def verify(folder: Path, told: Told, *, processes: int = 2) -> Report:
         raise VerifyFailed(f"there is no log in {folder}")
     heads = heads_in(folder, findings)
     last, head = _head_of(path, findings)
-    work = _Work(path, last, multiprocessing.get_context("fork"))
+    work = _Work(path, last, serving_views(folder) if views else None)
     if processes > 1:
         with _second_process(work, findings):
             work.walk(findings, told)
     else:
-        work.check_file(findings)
+        work.check_files(findings)
         work.walk(findings, told)
     with _open(path) as connection:
         check_heads(connection, heads, last, findings)
@@ -77,19 +82,24 @@ def verify(folder: Path, told: Told, *, processes: int = 2) -> Report:
 
 
 class _Work:
-    """What two processes share: the stretch that is next, and how many events are done."""
+    """What two processes share: the stretch that is next, and how many events are done. views: to be compared, too."""
 
-    def __init__(self, path: Path, last: int, context: multiprocessing.context.ForkContext) -> None:
-        self.context = context
+    def __init__(self, path: Path, last: int, views: Path | None) -> None:
+        self.context = multiprocessing.get_context("fork")
         self._path = path
-        self._last = last
-        self._stretches = list(_stretches(last))
-        self._next: Synchronized[int] = context.Value("q", 0)
-        self._done: Synchronized[int] = context.Value("q", 0)
+        self._views = views
+        rows = [(self._walk_rows, *stretch) for stretch in _stretches(last)]
+        folds = [(self._compare_views, *stretch) for stretch in _stretches(last)] if views else []
+        self._tasks = [*rows, *folds]
+        self._events = last * (2 if views else 1)
+        self._next: Synchronized[int] = self.context.Value("q", 0)
+        self._done: Synchronized[int] = self.context.Value("q", 0)
 
-    def check_file(self, findings: Findings) -> None:
+    def check_files(self, findings: Findings) -> None:
         with _open(self._path) as connection:
             check_file(self._path, connection, findings)
+            if self._views:
+                ViewsCheck(connection, self._views, findings).check_foreign(self._path)
 
     def walk(self, findings: Findings, told: Told) -> None:
         """Take stretch after stretch until none is left."""
@@ -97,12 +107,20 @@ class _Work:
         def did(events: int) -> None:
             with self._done.get_lock():
                 self._done.value += events
-            told(self._done.value, self._last)
+            told(self._done.value, self._events)
 
-        while (number := self._taken()) < len(self._stretches):
+        while (number := self._taken()) < len(self._tasks):
+            task, first, last = self._tasks[number]
             with _open(self._path) as connection:
-                connection.text_factory = bytes
-                Walk(connection, findings, did).walk(*self._stretches[number])
+                task(connection, findings, (first, last), did)
+
+    def _walk_rows(self, connection: sqlite3.Connection, findings: Findings, stretch: Stretch, did: Did) -> None:
+        connection.text_factory = bytes
+        Walk(connection, findings, did).walk(*stretch)
+
+    def _compare_views(self, connection: sqlite3.Connection, findings: Findings, stretch: Stretch, did: Did) -> None:
+        assert self._views is not None
+        ViewsCheck(connection, self._views, findings).compare(*stretch, did)
 
     def _taken(self) -> int:
         with self._next.get_lock():
@@ -131,7 +149,7 @@ def _second_process(work: _Work, findings: Findings) -> Iterator[None]:
 
 def _help(work: _Work, theirs: Connection) -> None:
     findings = Findings()
-    work.check_file(findings)
+    work.check_files(findings)
     work.walk(findings, lambda done, last: None)
     theirs.send((findings.count, findings.told()))
 
