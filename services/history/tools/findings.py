@@ -29,7 +29,11 @@ class Findings:
     _kept: list[Finding] = field(default_factory=list)
 
     def add(self, position: int, what: str) -> None:
-        self.take(1, [Finding(position, what)])
+        found = Finding(position, what)
+        if len(self._kept) < MOST_TOLD or _place(found) < _place(self._kept[-1]):
+            self.take(1, [found])
+        else:
+            self.count += 1
 
     def take(self, count: int, findings: Iterable[Finding]) -> None:
         """Those of another process: how many it has, and the first of them."""
