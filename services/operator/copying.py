@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -19,8 +19,8 @@ from rich.progress import Progress as Bar
 
 from services.history.tools import backup as tool
 from services.history.tools import restore as swap
+from services.operator import intake
 from services.operator.folder import DataFolder
-from services.operator.intake import stopped_intake
 from services.operator.settings import OperatorSettings
 
 
@@ -31,13 +31,13 @@ def back_up(folder: DataFolder, file: Path, *, force: bool) -> str:
     return f"{file}: the log up to position {made.position}, {file.stat().st_size} bytes, made at {made.made_at}"
 
 
-def restore(settings: OperatorSettings, folder: DataFolder, file: Path, *, accept_gap: bool) -> list[str]:
-    """What was done, a line each. Raises BackupRefused, RestoreRefused, FolderInUse, CannotStart or OSError."""
+def restore(settings: OperatorSettings, folder: DataFolder, file: Path, *, accept_gap: bool) -> Iterator[str]:
+    """What is done, a line each. Raises BackupRefused, RestoreRefused, FolderInUse, CannotStart or OSError."""
     folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = folder.take_lock()
     try:
         with swap.writing_alone(folder.root):
-            return asyncio.run(_restore(settings, folder, file, accept_gap))
+            yield from _restore(settings, folder, file, accept_gap)
     finally:
         os.close(lock)
 
@@ -51,26 +51,21 @@ def refused_in_a_line() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-async def _restore(settings: OperatorSettings, folder: DataFolder, file: Path, accept_gap: bool) -> list[str]:
+def _restore(settings: OperatorSettings, folder: DataFolder, file: Path, accept_gap: bool) -> Iterator[str]:
     found = tool.read_backup(file)
-    async with stopped_intake(settings, folder) as intake:
-        going_on = swap.continuation(found, await intake.told())
-        if going_on.gap and not accept_gap:
-            raise swap.RestoreRefused(f"{going_on.gap}; --accept-gap goes on without it")
-        with ExitStack() as stack:
-            progress = stack.enter_context(_shown("copying the backup"))
-            # In a thread: a broker that is not answered for long closes the connection.
-            copying = swap.prepared(folder.root, going_on, progress)
-            new = await asyncio.to_thread(stack.enter_context, copying)
-            # Before the swap: a history that meets another log's contexts would take them for its own.
-            await intake.drop_contexts()
-            kept = swap.put_in_place(new, folder.root, found.note())
-    return [
-        *([f"gap accepted: {going_on.gap}"] if going_on.gap else []),
-        f"the log is that of {file}: up to position {found.position}, made at {found.made_at}",
-        *([f"the log that was here is kept as {kept}"] if kept else []),
-        "the next start catches up from the intake, and clients begin again; `chatlog verify` reads every row",
-    ]
+    going_on = swap.continuation(found, asyncio.run(intake.told(settings, folder)))
+    if going_on.gap and not accept_gap:
+        raise swap.RestoreRefused(f"{going_on.gap}; --accept-gap goes on without it")
+    if going_on.gap:
+        yield f"gap accepted: {going_on.gap}"
+    with _shown("copying the backup") as progress, swap.prepared(folder.root, going_on, progress) as new:
+        # Before the swap: a history that meets another log's contexts would take them for its own.
+        asyncio.run(intake.drop_contexts(settings, folder))
+        kept = swap.put_in_place(new, folder.root, found.note())
+    yield f"the log is that of {file}: up to position {found.position}, made at {found.made_at}"
+    if kept:
+        yield f"the log that was here is kept as {kept}"
+    yield "the next start catches up from the intake, and clients begin again; `chatlog verify` reads every row"
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import asyncio
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 
 import nats
 import nats.errors
@@ -27,43 +26,39 @@ from services.operator.stack import POLL_S, START_S, ignore, listens
 from services.operator.supervisor import STOP_WAIT_S, Supervisor
 
 _ASK_TIMEOUT_S = 5.0
+_INTAKE_STATE = f"$JS.API.STREAM.INFO.{subjects.INTAKE_STREAM}"
 
 
-@dataclass(frozen=True, slots=True)
-class StoppedIntake:
-    """The broker, connected."""
-
-    client: Client
-
-    async def told(self) -> bytes:
-        """What the server says of the intake stream. Raises CannotStart."""
+async def told(settings: OperatorSettings, folder: DataFolder) -> bytes:
+    """What the server says of the intake stream. Raises CannotStart."""
+    async with _stopped(settings, folder) as client:
         try:
-            found = await self.client.request(f"$JS.API.STREAM.INFO.{subjects.INTAKE_STREAM}", b"", _ASK_TIMEOUT_S)
+            return (await client.request(_INTAKE_STATE, b"", _ASK_TIMEOUT_S)).data
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise CannotStart("nats-server does not say what its intake holds") from error
-        return found.data
 
-    async def drop_contexts(self) -> None:
-        """History makes them anew from the log that it has then. Raises CannotStart."""
+
+async def drop_contexts(settings: OperatorSettings, folder: DataFolder) -> None:
+    """History makes them anew from the log that it has then. Raises CannotStart."""
+    async with _stopped(settings, folder) as client:
         try:
             with suppress(NotFoundError):  # no stream, no contexts
-                await self.client.jetstream(timeout=_ASK_TIMEOUT_S).purge_stream(subjects.CONTEXT_STREAM)
+                await client.jetstream(timeout=_ASK_TIMEOUT_S).purge_stream(subjects.CONTEXT_STREAM)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise CannotStart("nats-server does not empty its queue of contexts") from error
 
 
 @asynccontextmanager
-async def stopped_intake(settings: OperatorSettings, folder: DataFolder) -> AsyncIterator[StoppedIntake]:
-    """Raises CannotStart."""
+async def _stopped(settings: OperatorSettings, folder: DataFolder) -> AsyncIterator[Client]:
     own = settings.nats_password.get_secret_value()
     if own:
         async with _connected(settings.nats_url, settings.nats_user, own) as client:
-            yield StoppedIntake(client)
+            yield client
         return
     async with _bundled(settings, folder):
         url = f"nats://127.0.0.1:{settings.nats_port}"
         async with _connected(url, settings.nats_user, folder.secrets().nats_password) as client:
-            yield StoppedIntake(client)
+            yield client
 
 
 @asynccontextmanager

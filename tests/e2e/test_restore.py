@@ -9,7 +9,6 @@ import asyncio
 import itertools
 import shutil
 import sqlite3
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -20,34 +19,21 @@ import httpx
 import pytest
 
 from tests.chatting import Chatter, chatter, http, new_session, send
-from tests.environments import plain_environment
+from tests.commands import chatlog
 from tests.faults.checker import check
 from tests.faults.journal import Journal
 from tests.faults.remains import read_evidence, unfinished_turns
 from tests.folding import SessionView
 from tests.installations import Installation, installation
-from tests.operated import ROOT, Up, operated
+from tests.operated import Up, operated
 from tests.polling import eventually
 
 pytestmark = pytest.mark.timeout(400)
 
-COMMAND_TIMEOUT_S = 120.0
 SENT_TIMEOUT_S = 120.0
 PACE_S = 0.1
 CLIENTS = 3
 ACCEPTED = (200, 201, 202)
-
-
-async def chatlog(environment: dict[str, str], *arguments: object) -> tuple[int, str]:
-    """A command as an operator types it: its exit code, and all that it said."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.operator", *map(str, arguments),
-        cwd=ROOT, env={**plain_environment(), **environment},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    output, _ = await asyncio.wait_for(process.communicate(), COMMAND_TIMEOUT_S)
-    assert process.returncode is not None
-    return process.returncode, output.decode()
 
 
 @dataclass
@@ -105,9 +91,9 @@ class Round:
 
     async def lose_and_restore(self) -> None:
         """Clients chat all the time, also while there is no history."""
-        await self.crowd.more(20, "accepted before the backup")
+        await self.crowd.more(12, "accepted before the backup")
         assert (await chatlog(self.environment, "backup", self.file))[0] == 0
-        await self.crowd.more(20, "accepted after the backup")
+        await self.crowd.more(12, "accepted after the backup")
         code, said = await chatlog(self.environment, "restore", self.file)
         assert (code, "another process writes to this log" in said) == (1, True), said
         await self.up.history.kill()

@@ -7,35 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from contracts import subjects
 from services.runtime.streams import declared
+from tests import commands
 from tests.conversing import MODEL, make_event, message
-from tests.environments import plain_environment
-from tests.operated import ROOT
 from tests.polling import eventually
 from tests.roads import Road, road
 
 pytestmark = pytest.mark.timeout(240)
 
-COMMAND_TIMEOUT_S = 120.0
 LIMIT_BYTES = 80_000
 
 
 async def chatlog(walk: Road, *arguments: object) -> tuple[int, str]:
-    """A command beside this history: its exit code, and all that it said."""
-    environment = {**plain_environment(), **walk.nats.environment(), "CHATLOG_DATA_DIR": str(walk.data_dir)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.operator", *map(str, arguments),
-        cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    output, _ = await asyncio.wait_for(process.communicate(), COMMAND_TIMEOUT_S)
-    assert process.returncode is not None
-    return process.returncode, output.decode()
+    """A command beside this history."""
+    return await commands.chatlog({**walk.nats.environment(), "CHATLOG_DATA_DIR": str(walk.data_dir)}, *arguments)
 
 
 async def first_sequence(walk: Road) -> int:
@@ -43,8 +33,8 @@ async def first_sequence(walk: Road) -> int:
 
 
 async def rename(walk: Road, session_id: str, times: int) -> None:
-    for _ in range(times):
-        await walk.talk.say(make_event("session_renamed", session_id, {"title": "x" * 190}))
+    renames = [make_event("session_renamed", session_id, {"title": "x" * 190}) for _ in range(times)]
+    await asyncio.gather(*(walk.talk.say(each) for each in renames))
 
 
 async def test_the_intake_keeps_what_the_newest_backup_needs_up_to_half_of_it(tmp_path: Path) -> None:
@@ -72,7 +62,6 @@ async def test_the_intake_keeps_what_the_newest_backup_needs_up_to_half_of_it(tm
         code, said = await chatlog(walk, "status")
         assert (code, "cannot be restored without a gap, make another: events" in said) == (0, True), said
         (walk.data_dir / "backup.json").write_text("{")
-        assert "cannot be read" not in said
         code, said = await chatlog(walk, "status")
         assert (code, "backup.json" in said) == (0, True), said
 
