@@ -129,13 +129,6 @@ def test_a_lived_log_holds(lived: Path) -> None:
     assert report.position > 100, report.position
 
 
-def test_a_log_that_has_just_begun_holds(tmp_path: Path) -> None:
-    """All of it is in the -wal still."""
-    with scene(tmp_path) as on:
-        begin(on)
-        assert checked(tmp_path).findings == ()
-
-
 def test_a_generated_log_holds_in_two_processes(tmp_path: Path) -> None:
     """As the command runs it; and the same seed makes the same log."""
     write_log(tmp_path / "log.db", 1500)

@@ -18,6 +18,7 @@ from contracts.queries import PAGE_BYTES
 from services.history.log.port import FIRST_HASH, Cursor, LogError, LogFenced, Stored, StoredOutcome, chain_hash
 from services.history.log.reader import LogReader
 from services.history.log.sqlite import LogLocked, SqliteLog
+from services.history.tools.verify import verify
 from tests.conversing import USER, completed, make_event, message, new_id, session_started
 from tests.recording import NOW, STREAM, begin, scene
 
@@ -283,3 +284,9 @@ def test_unfinished_turns_are_found_at_start(tmp_path: Path) -> None:
         assert after == before
         assert [(turn.turn_id, turn.run) for turn in after if turn.active] == list(turns.values())
         assert len(after) == 4
+
+
+def test_a_log_whose_tables_are_still_in_its_wal_holds_to_verify(tmp_path: Path) -> None:
+    with scene(tmp_path) as on:
+        begin(on)
+        assert verify(tmp_path, lambda done, of: None, processes=1).findings == ()
