@@ -124,10 +124,10 @@ def _may(module: Source, name: str) -> bool:
         return False  # contracts import nothing of ours
     if imported in (module.service, "runtime"):
         return True
-    # The operator starts the services, so it reads their settings, and runs history's tools on the log's files; nobody
-    # imports the operator.
+    # The operator starts the services, so it reads their settings, runs history's tools on the log's files, and a
+    # recorded context through a worker's own adapters; nobody imports the operator.
     return module.service == "operator" and (
-        rest.split(".")[1] in ("settings", "app") or rest.startswith("history.tools.")
+        rest.split(".")[1] in ("settings", "app") or rest.startswith(("history.tools.", "inference.rerun."))
     )
 
 

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from contracts.base import data_hash
+from contracts.envelope import Event
 from contracts.events import AnswerCancelled, AnswerCompleted, AnswerFailed, AnswerStarted, ContextAssembled
 from contracts.queries import PAGE_BYTES
 from contracts.receipts import Attempt, End, Receipt, RecordedEvent, ShownMessage
+from contracts.turns import encode_context
 from services.history.context import Plan, render, texts_of
 from services.history.views.fold import Recorded
 
@@ -30,7 +32,13 @@ class Evidence:
 
     @property
     def context(self) -> ContextAssembled:
-        return next(each.event.data for each in self.events if isinstance(each.event.data, ContextAssembled))
+        return self._assembled[1]
+
+    @property
+    def _assembled(self) -> tuple[Event, ContextAssembled]:
+        """A turn has one."""
+        events = (recorded.event for recorded in self.events)
+        return next((event, event.data) for event in events if isinstance(event.data, ContextAssembled))
 
     @property
     def end(self) -> AnswerCompleted | AnswerFailed | AnswerCancelled | None:
@@ -40,6 +48,10 @@ class Evidence:
     def rendered(self) -> list[dict[str, str]]:
         """The {role, content} list that the model was shown, from the log."""
         return render(self.plan, self.texts())
+
+    def queued(self) -> bytes:
+        """What the queue was given, byte for byte, if it is verified."""
+        return encode_context(self._assembled[0].body, self.rendered())
 
     def texts(self) -> dict[str, str]:
         """What was shown, by message_id."""
@@ -51,10 +63,10 @@ class Evidence:
         return data_hash(self.rendered()) == self.context.rendered_hash
 
 
-def receipt_of(found: Evidence, after: int = 0) -> Receipt:
+def receipt_of(found: Evidence, after: int = 0, page_bytes: int = PAGE_BYTES) -> Receipt:
     """The receipt, with the messages from number `after` on, as far as a page goes."""
     context, event = found.context, found.events[0].event
-    page = _page(found, after)
+    page = _page(found, after, page_bytes)
     following = after + len(page)
     return Receipt(
         session_id=event.session_id,
@@ -77,14 +89,14 @@ def receipt_of(found: Evidence, after: int = 0) -> Receipt:
     )
 
 
-def _page(found: Evidence, after: int) -> list[ShownMessage]:
-    """At most PAGE_BYTES of text, unless the first is larger: it must fit one message on the bus."""
+def _page(found: Evidence, after: int, page_bytes: int) -> list[ShownMessage]:
+    """At most so many bytes of text, unless the first is larger: it must fit one message on the bus."""
     page: list[ShownMessage] = []
     texts, size = found.texts(), 0
     for message in found.plan.messages[after:]:
         text = texts[message.message_id]
         size += len(text.encode())
-        if page and size > PAGE_BYTES:
+        if page and size > page_bytes:
             break
         page.append(
             ShownMessage(

@@ -29,6 +29,8 @@ from services.operator.credentials import Handout, hand_out
 from services.operator.folder import DataFolder, FolderInUse
 from services.operator.plan import CannotStart, make_plan
 from services.operator.provisioning import ProvisioningRefused, provision
+from services.operator.receipt import receipt
+from services.operator.rerun import rerun
 from services.operator.settings import StackSettings, load_all, parse_flags
 from services.operator.stack import DOWN_S
 from services.operator.verify import verify
@@ -52,6 +54,8 @@ app.add_typer(parked_app, name="parked")
 app.command(name="verify", context_settings=ANY_SETTING)(verify)
 app.command(name="backup", context_settings=ANY_SETTING)(backups.backup)
 app.command(name="restore", context_settings=ANY_SETTING)(backups.restore)
+app.command(name="receipt", context_settings=ANY_SETTING)(receipt)
+app.command(name="rerun", context_settings=ANY_SETTING)(rerun)
 # A pipe has no width: tables are as wide there as they need to be.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 

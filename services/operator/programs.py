@@ -13,11 +13,12 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from services.inference.settings import InferenceSettings
 from services.operator import broker
 from services.operator.choice import SMALL_MODEL, Choice
 from services.operator.folder import DataFolder, Secrets
 from services.operator.settings import OperatorSettings, StackSettings
-from services.runtime.settings import CONFIG_VARIABLE, config_path, variable_of
+from services.runtime.settings import CONFIG_VARIABLE, config_path, load, variable_of
 
 NATS = "nats"
 BOX = "box"
@@ -123,22 +124,27 @@ def environment(
         # Output goes through a pipe to a log file: without this a line may wait there for minutes.
         "PYTHONUNBUFFERED": "1",
     }
-    return found | _model_server(settings, choice, secrets)
+    chosen = _model_server(settings, choice, secrets)
+    return found | {variable_of(name): value for name, value in chosen.items()}
+
+
+def worker_settings(
+    settings: StackSettings, choice: Choice, secrets: Secrets, flags: dict[str, Any]
+) -> InferenceSettings:
+    """What the stack's workers run with."""
+    given = {**flags, **_model_server(settings, choice, secrets)}
+    return load(InferenceSettings, {name: given[name] for name in InferenceSettings.model_fields.keys() & given})
 
 
 def _model_server(settings: StackSettings, choice: Choice, secrets: Secrets) -> dict[str, str]:
     """The worker knows two kinds: the box speaks OpenAI's API, the stand-in is asked on Ollama's."""
     if choice.kind in ("ollama", "standin"):
-        return {variable_of("model_server"): "ollama", variable_of("ollama_url"): choice.url}
-    chosen = {variable_of("model_server"): "openai", variable_of("openai_url"): choice.url}
+        return {"model_server": "ollama", "ollama_url": choice.url}
+    chosen = {"model_server": "openai", "openai_url": choice.url}
     if choice.kind == "openai":
         return chosen
     key = _secret(settings.box.box_api_key) or secrets.box_api_key
-    return chosen | {
-        variable_of("openai_api_key"): key,
-        variable_of("box_api_key"): key,
-        variable_of("box_slots"): str(_all_slots(settings)),
-    }
+    return chosen | {"openai_api_key": key, "box_api_key": key, "box_slots": str(_all_slots(settings))}
 
 
 def _module(service: str, *arguments: str) -> tuple[str, ...]:

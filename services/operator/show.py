@@ -123,6 +123,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """text as printable has it, with its line breaks and tabs: what somebody said, or a model."""
+    return "".join(c if c.isprintable() or c in "\n\t" else printable(c) for c in text)
+
+
 def settings_table(part: str, rows: list[Row]) -> Table:
     table = Table(title=part, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in ("variable", "value", "unit", "default", "from"):

@@ -85,6 +85,13 @@ class LogReader:
         )
         return [LogRow(*row) for row in rows]
 
+    async def session_of_turn(self, user_id: str, turn_id: str) -> str | None:
+        rows = await self._all(
+            "SELECT session_id FROM events WHERE type = 'user_message_submitted' AND user_id = ? AND turn_id = ?",
+            (user_id, turn_id),
+        )
+        return rows[0][0] if rows else None
+
     async def turn_rows(self, user_id: str, session_id: str, turn_id: str) -> list[LogRow]:
         """A turn's own rows, in order: its message first."""
         rows = await self._all(
