@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from contracts import events, frames, keys, parked, queries, turns, upcasters
+from contracts import events, frames, imports, keys, parked, queries, turns, upcasters
 from contracts.envelope import Envelope
 
 FOLDER = Path(__file__).parent / "schemas"
@@ -59,7 +59,7 @@ def schemas() -> dict[str, str]:
         shapes[f"queries/{name}.request"] = request
         if reply is not None:
             shapes[f"queries/{name}.reply"] = reply
-    for name, (asked, answered) in parked.PARKED_QUERIES.items():
+    for name, (asked, answered) in (parked.PARKED_QUERIES | imports.IMPORT_QUERIES).items():
         shapes |= {f"operator/{name}.request": asked, f"operator/{name}.reply": answered}
     return {f"{name}.json": _schema(shape) for name, shape in sorted(shapes.items())}
 

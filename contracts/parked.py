@@ -6,14 +6,11 @@ was asked for by its number. Must never write anything.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from contracts.base import Contract, Key, Time, parse
-from contracts.errors import ContractError
-
-T = TypeVar("T", bound=Contract)
+from contracts.base import Contract, Key, Time
 
 PARKED_ROWS = 200
 # The largest event is as large as the largest NATS message, so it comes in parts.
@@ -87,11 +84,3 @@ PARKED_QUERIES: dict[str, tuple[type[Contract], type[Contract]]] = {
     "parked_retry": (ParkedActQuery, ParkedActReply),
     "parked_discard": (ParkedActQuery, ParkedActReply),
 }
-
-
-def read_parked_query(shape: type[T], raw: bytes) -> T:
-    """Raises ContractError(bad_request)."""
-    try:
-        return shape.model_validate(parse(raw), extra="ignore")
-    except ValidationError as error:
-        raise ContractError("bad_request", f"not a {shape.__name__}") from error

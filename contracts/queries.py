@@ -274,6 +274,14 @@ def read_query(name: str, raw: bytes) -> Query:
         raise ContractError("bad_request", f"not a {name} query") from error
 
 
+def read_request(shape: type[T], raw: bytes) -> T:
+    """A request of this shape. Raises ContractError(bad_request)."""
+    try:
+        return shape.model_validate(parse(raw), extra="ignore")
+    except ValidationError as error:
+        raise ContractError("bad_request", f"not a {shape.__name__}") from error
+
+
 def read_reply(shape: type[T], raw: bytes) -> T | Failure:
     """A reply of this shape, or the failure that history answered with. Raises ContractError(bad_request)."""
     value = parse(raw)

@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 
 from contracts import subjects
 from contracts.envelope import Event
+from contracts.imports import ImportReply
 from contracts.turns import OutcomeMessage, Word
 from services.history.arrivals import Delivery
 from services.history.context import ContextLimits
 from services.history.draft import Bounds, Situation
 from services.history.effects import Effect, Queue, Show, TellSender, TellWorkers
+from services.history.importing import Importing
 from services.history.log.port import Cursor, Stored, StoredOutcome
 from services.history.log.sqlite import SqliteLog
 from services.history.recorder import Committed, Recorder
@@ -121,6 +123,13 @@ class Scene:
         self.last = committed.effects
         self.effects += committed.effects
         return committed.effects
+
+    def do(self, work: Callable[[Importing], ImportReply]) -> ImportReply:
+        """One transaction of an import."""
+        committed = self.recorder.import_into(work, self.situation())
+        self.did(committed)
+        assert committed.imported is not None
+        return committed.imported
 
     def end(self, turns: list[tuple[OpenTurn, str]]) -> tuple[Effect, ...]:
         return self.did(self.recorder.end_turns(turns, self.situation()))

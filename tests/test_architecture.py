@@ -41,6 +41,10 @@ CORE = {
     "services/history/tools/findings.py",
     "services/history/tools/trail.py",
     "services/history/views/batch.py",
+    "services/history/succession.py",
+    "services/history/tools/exported_file.py",
+    "services/history/tools/lines.py",
+    "services/history/tools/markdown.py",
     "services/history/views/fold.py",
     "services/history/views/rows.py",
     "services/inference/run.py",
@@ -48,6 +52,7 @@ CORE = {
 }
 PURE_STDLIB = {
     "__future__",
+    "base64",
     "bisect",
     "collections",
     "copy",

@@ -27,6 +27,7 @@ from services.history.context import ContextLimits
 from services.history.deadlines import Deadlines, Patience
 from services.history.draft import Bounds, Situation
 from services.history.follower import Follower, ask_stream
+from services.history.imports import Imports
 from services.history.liveness import Liveness, Workers
 from services.history.log.reader import LogReader
 from services.history.log.sqlite import SqliteLog
@@ -137,6 +138,7 @@ class History:
         queries = Queries(self.writer.epoch, self.reader, ViewReader(store), self.views, self.writer)
         queries.register(self.bus, self.status, self.thread.broke)
         Parking(self.reader, self.writer).register(self.bus, self.thread.broke)
+        Imports(self.writer).register(self.bus, self.thread.broke)
         await self.bus.start()
 
     async def _dispatch(self) -> None:

@@ -54,11 +54,16 @@ def read_delivery(delivery: Delivery) -> Event:
     if delivery.subject != subjects.intake(event.user_id, event.session_id, event.type):
         raise ContractError("event_parked", "the subject is not the one that the envelope builds")
     if isinstance(event.data, UserMessageSubmitted):
-        turn_id = ids.turn_id_of(event.event_id)
-        derived = (turn_id, ids.message_id_of(event.event_id), ids.answer_id_of(turn_id))
-        if derived != (event.turn_id, event.data.message_id, event.data.answer_id):
-            raise ContractError("event_parked", "turn_id, message_id or answer_id is not the derived one")
+        check_message_ids(event, event.data)
     return event
+
+
+def check_message_ids(event: Event, data: UserMessageSubmitted) -> None:
+    """Are they the ones that its own event_id gives? Raises ContractError(event_parked)."""
+    turn_id = ids.turn_id_of(event.event_id)
+    derived = (turn_id, ids.message_id_of(event.event_id), ids.answer_id_of(turn_id))
+    if derived != (event.turn_id, data.message_id, data.answer_id):
+        raise ContractError("event_parked", "turn_id, message_id or answer_id is not the derived one")
 
 
 def sender_of(delivery: Delivery, event: Event | None) -> Sender | None:

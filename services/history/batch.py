@@ -18,6 +18,7 @@ from contracts.turns import OutcomeMessage, Recorded
 from services.history.arrivals import Delivery, Sender, read_delivery, sender_of
 from services.history.draft import CoreFailed, Draft
 from services.history.effects import TellSender, TellWorkers
+from services.history.importing import Importing
 from services.history.log.port import ParkedDelivery, StoredOutcome
 from services.history.scheduler import OpenTurn
 from services.history.session import Session, decide
@@ -39,6 +40,7 @@ class Batch:
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
+        self.importing = Importing(draft)
         self.starting = Starting(draft)
         self._decided: OutcomeMessage | None = None
 

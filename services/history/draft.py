@@ -111,11 +111,12 @@ class Draft:
         """The last position, with what is pending."""
         return self.tx.last_position() + len(self._pending)
 
-    def append(self, session: Session, event: Event) -> Stored:
+    def append(self, session: Session, event: Event, recorded_at: str | None = None) -> Stored:
+        """The session's next event. recorded_at: when another log recorded it, else now."""
         position = self.position + 1
         self._touched.add((session.user_id, session.session_id))
         evolve(session, event, position)
-        stored = Stored(position, session.version, self.situation.now, event)
+        stored = Stored(position, session.version, recorded_at or self.situation.now, event)
         self._pending.append(stored)
         return stored
 

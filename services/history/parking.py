@@ -25,8 +25,8 @@ from contracts.parked import (
     ParkedRow,
     ParkedShowQuery,
     ParkedShowReply,
-    read_parked_query,
 )
+from contracts.queries import read_request
 from services.history.batch import Retried
 from services.history.log.reader import LogReader, ParkedEvent
 from services.history.queries import Answer, OnBroken, Question, serve
@@ -58,7 +58,7 @@ class Parking:
 
     def _subscribe(self, bus: Bus, name: str, answer: Answer, on_broken: OnBroken) -> None:
         async def asked(message: NatsMessage) -> bytes:
-            return await answer(read_parked_query(PARKED_QUERIES[name][0], message.body))
+            return await answer(read_request(PARKED_QUERIES[name][0], message.body))
 
         serve(bus, Question(name, subjects.operator_query(name), CONCURRENT_QUERIES, asked), on_broken)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from contracts.imports import ImportReply
 from contracts.turns import Go, Stop
 from services.history.arrivals import Delivery
 from services.history.batch import Batch, Retried
 from services.history.draft import Bounds, Draft, Situation
 from services.history.effects import Effect
+from services.history.importing import Importing
 from services.history.log.port import Cursor, Log
 from services.history.scheduler import OpenTurn, Scheduler
 from services.history.session import word_of
@@ -28,6 +30,7 @@ class Committed:
     position: int
     effects: tuple[Effect, ...]
     retried: Retried | None = None
+    imported: ImportReply | None = None
 
 
 class Recorder:
@@ -94,6 +97,12 @@ class Recorder:
         retried: list[Retried | None] = []
         committed = self._internally(situation, lambda batch: retried.append(batch.retry(parked_id)))
         return replace(committed, retried=retried[0])
+
+    def import_into(self, work: Callable[[Importing], ImportReply], situation: Situation) -> Committed:
+        """Part of a session from elsewhere: appended whole in one transaction, or nothing of it."""
+        replies: list[ImportReply] = []
+        committed = self._internally(situation, lambda batch: replies.append(work(batch.importing)))
+        return replace(committed, imported=replies[0])
 
     def discard_parked(self, parked_id: int) -> bool:
         """Forget a parked event for good. False: it is not there (any more)."""

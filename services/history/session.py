@@ -322,8 +322,9 @@ def _add_imported(session: Session, data: SessionImported, position: int) -> Non
         session.messages[each.message_id] = Message(
             each.message_id, each.parent_id, each.role, len(each.text), wide_chars(each.text), position, shown=True
         )
-    session.head = data.head or session.head
-    session.imported_from, session.imported_head = data.source, session.head
+    session.imported_from = data.source
+    if data.head is not None:
+        session.head = session.imported_head = data.head
 
 
 def _add_turn(session: Session, event: Event, data: UserMessageSubmitted, position: int) -> None:

@@ -13,11 +13,13 @@ from typing import TypeVar
 
 import structlog
 
+from contracts.imports import ImportReply
 from contracts.turns import Go, Stop
 from services.history.arrivals import Delivery
 from services.history.batch import Retried
 from services.history.draft import Situation
 from services.history.effects import Show
+from services.history.importing import Importing
 from services.history.log.port import Cursor, LogError
 from services.history.publisher import Publisher
 from services.history.recorder import Committed, Recorder
@@ -100,6 +102,13 @@ class Writer:
         """A parked event once more; None where it is not parked (any more)."""
         situation = self._situation()
         return (await self._commit(lambda: self._recorder.retry_parked(parked_id, situation))).retried
+
+    async def import_into(self, work: Callable[[Importing], ImportReply]) -> ImportReply:
+        """Part of a session from elsewhere."""
+        situation = self._situation()
+        committed = await self._commit(lambda: self._recorder.import_into(work, situation))
+        assert committed.imported is not None
+        return committed.imported
 
     async def discard_parked(self, parked_id: int) -> bool:
         """Forget a parked event for good; whether it was there."""

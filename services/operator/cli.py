@@ -7,7 +7,6 @@ code: 1 it could not be done, 2 a setting or flag is wrong.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -26,12 +25,14 @@ from services.operator import settings as operator_settings
 from services.operator.broker import NoNatsServer
 from services.operator.choice import NoModelServer, choose
 from services.operator.credentials import Handout, hand_out
-from services.operator.folder import DataFolder, FolderInUse
+from services.operator.exchange import export, import_file
+from services.operator.folder import FolderInUse
 from services.operator.plan import CannotStart, make_plan
 from services.operator.provisioning import ProvisioningRefused, provision
 from services.operator.receipt import receipt
 from services.operator.rerun import rerun
-from services.operator.settings import StackSettings, load_all, parse_flags
+from services.operator.running import AskFailed, folder_of, on_bus, on_history
+from services.operator.settings import load_all, parse_flags
 from services.operator.stack import DOWN_S
 from services.operator.verify import verify
 from services.runtime import logs, streams
@@ -42,9 +43,17 @@ if TYPE_CHECKING:  # FastStream takes a third of a second to import: only comman
     from services.runtime.bus import Bus
 
 ANY_SETTING = {"allow_extra_args": True, "ignore_unknown_options": True}
-CONNECT_TIMEOUT_S = 3.0
 _PIPE_COLUMNS = 240
-_EXPECTED = (CannotStart, FolderInUse, NoModelServer, NoNatsServer, ProvisioningRefused, OSError, TimeoutError)
+_EXPECTED = (
+    AskFailed,
+    CannotStart,
+    FolderInUse,
+    NoModelServer,
+    NoNatsServer,
+    ProvisioningRefused,
+    OSError,
+    TimeoutError,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 keys_app = typer.Typer(no_args_is_help=True, help="API keys, for CHATLOG_AUTH=keys.")
@@ -56,6 +65,8 @@ app.command(name="backup", context_settings=ANY_SETTING)(backups.backup)
 app.command(name="restore", context_settings=ANY_SETTING)(backups.restore)
 app.command(name="receipt", context_settings=ANY_SETTING)(receipt)
 app.command(name="rerun", context_settings=ANY_SETTING)(rerun)
+app.command(name="export", context_settings=ANY_SETTING)(export)
+app.command(name="import", context_settings=ANY_SETTING)(import_file)
 # A pipe has no width: tables are as wide there as they need to be.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
@@ -77,7 +88,7 @@ def up(context: typer.Context) -> None:
     settings = load_all(flags)
     for name in operator_settings.unknown_variables():
         console.print(f"note: {name} is set, and is not a setting of Chatlog")
-    folder = _folder(settings)
+    folder = folder_of(settings)
     folder.create()
     lock = folder.take_lock()
     try:
@@ -91,7 +102,7 @@ def up(context: typer.Context) -> None:
 @app.command(context_settings=ANY_SETTING)
 def down(context: typer.Context) -> None:
     """Stop the stack that runs on this data folder, and wait until it has stopped."""
-    folder = _folder(load_all(parse_flags(context.args)))
+    folder = folder_of(load_all(parse_flags(context.args)))
     holder = folder.holder()
     if holder is None:
         console.print(f"nothing runs on {folder.root}")
@@ -112,13 +123,13 @@ def status(context: typer.Context) -> None:
     from services.operator.status import gather
 
     settings = load_all(parse_flags(context.args))
-    folder = _folder(settings)
+    folder = folder_of(settings)
     logs.configure("chatlog", "critical")
 
     async def ask(bus: Bus, system: Bus) -> None:
         print_status(console, await gather(bus, system, folder.root))
 
-    asyncio.run(_on_bus(settings, folder, ask))
+    asyncio.run(on_bus(settings, folder, ask))
 
 
 @app.command(name="settings", context_settings=ANY_SETTING)
@@ -143,7 +154,7 @@ def provision_streams(context: typer.Context) -> None:
         for line in await provision(bus.jetstream(), wanted):
             console.print(line)
 
-    asyncio.run(_on_bus(settings, _folder(settings), declare))
+    asyncio.run(on_bus(settings, folder_of(settings), declare))
 
 
 @app.command(context_settings=ANY_SETTING)
@@ -209,7 +220,7 @@ def _on_keys(context: typer.Context, work: Callable[[Bus], Coroutine[Any, Any, N
     settings = load_all(parse_flags(context.args))
     logs.configure("chatlog", "critical")
     try:
-        asyncio.run(_on_bus(settings, _folder(settings), lambda bus, _system: work(bus)))
+        asyncio.run(on_bus(settings, folder_of(settings), lambda bus, _system: work(bus)))
     except KeysRefused as error:
         _fail(str(error), 1)
 
@@ -232,7 +243,7 @@ def list_parked(context: typer.Context, json: AsJson = False) -> None:
         else:
             console.print(parked_table(rows) if rows else "nothing is parked")
 
-    _on_parked(context, show)
+    on_history(context, show)
 
 
 @parked_app.command(name="show", context_settings=ANY_SETTING)
@@ -258,7 +269,7 @@ def show_parked(
             for line in parked_lines(found):
                 typer.echo(line)
 
-    _on_parked(context, show)
+    on_history(context, show)
 
 
 @parked_app.command(name="retry", context_settings=ANY_SETTING)
@@ -283,24 +294,7 @@ def _act_on_parked(context: typer.Context, query: str, parked_id: int, *, as_jso
         typer.echo(show.as_json(values) if as_json else show.what_became(parked_id, reply))
         return int(reply.status == "parked")
 
-    sys.exit(_on_parked(context, ask))
-
-
-def _on_parked(context: typer.Context, work: Callable[[Bus], Coroutine[Any, Any, Any]]) -> Any:
-    from services.operator.parked import ParkedRefused
-
-    settings = load_all(parse_flags(context.args))
-    logs.configure("chatlog", "critical")
-    told: list[Any] = []
-
-    async def ask(bus: Bus, _system: Bus) -> None:
-        told.append(await work(bus))
-
-    try:
-        asyncio.run(_on_bus(settings, _folder(settings), ask))
-    except ParkedRefused as error:
-        _fail(str(error), 1)
-    return told[0]
+    sys.exit(on_history(context, ask))
 
 
 def main() -> None:
@@ -316,43 +310,3 @@ def main() -> None:
 def _fail(line: str, code: int) -> None:
     sys.stderr.write(f"chatlog: {line}\n")
     sys.exit(code)
-
-
-def _folder(settings: StackSettings) -> DataFolder:
-    return DataFolder(Path(settings.operator.data_dir).absolute())
-
-
-async def _on_bus(
-    settings: StackSettings, folder: DataFolder, work: Callable[[Bus, Bus], Coroutine[Any, Any, None]]
-) -> None:
-    """Do work with a connection of the services' account and one of the system's."""
-    from services.runtime.bus import Bus, BusAddress
-
-    url, password, system_password = _address(settings, folder)
-    operator = settings.operator
-    bus = Bus(BusAddress(url, operator.nats_user, password), "chatlog")
-    system = Bus(BusAddress(url, operator.nats_system_user, system_password), "chatlog-system")
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            await bus.connect()
-            await system.connect()
-    except TimeoutError:
-        raise CannotStart(f"no NATS at {url} lets us in; is Chatlog running?") from None
-    await work(bus, system)
-    await bus.stop()
-    await system.stop()
-
-
-def _address(settings: StackSettings, folder: DataFolder) -> tuple[str, str, str]:
-    """URL and passwords: those that were set, else those of the stack that runs on this data folder."""
-    operator = settings.operator
-    if operator.nats_password.get_secret_value():
-        return (
-            operator.nats_url,
-            operator.nats_password.get_secret_value(),
-            operator.nats_system_password.get_secret_value(),
-        )
-    if not folder.stack_file.exists() or folder.holder() is None:
-        raise CannotStart(f"nothing runs on {folder.root}; CHATLOG_DATA_DIR or --data-dir names another folder")
-    secrets = folder.secrets()
-    return json.loads(folder.stack_file.read_text())["nats_url"], secrets.nats_password, secrets.nats_system_password
