@@ -171,18 +171,19 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _exported(done: Exported) -> str:
-    said = f"exported {done.sessions} sessions, {done.events} events"
+    said = f"exported: sessions {done.sessions}, events {done.events}"
     if not done.unfinished:
         return said
-    return f"{said}; {done.left_out} events since a turn began that is unfinished, in {done.unfinished}, come next time"
+    behind = f"sessions {done.unfinished}, events {done.left_out}"
+    return f"{said}; left for the next export, behind unfinished turns: {behind}"
 
 
 def _imported(sent: Sent, left_out: Counter[str]) -> str:
-    said = f"imported {sent.imported} sessions, {sent.unchanged} were there, {len(sent.problems)} could not be imported"
+    said = f"sessions imported {sent.imported}, unchanged {sent.unchanged}, problems {len(sent.problems)}"
     if not left_out:
         return said
-    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
-    return f"{said}; no message of ours: {counts}"
+    counts = ", ".join(f"{reason} {count}" for reason, count in sorted(left_out.items()))
+    return f"{said}; messages left out: {counts}"
 
 
 def _fail(line: str) -> NoReturn:

@@ -244,6 +244,12 @@ def test_history_judges_for_itself(here: Scene, there: Scene) -> None:
         query = ImportEventsQuery(user_id=USER, session_id=session_id, by="a test", events=wrong)
         assert there.do(partial(Importing.events, query=query)).status == "refused"
         assert there.types(session_id) == []
+    assert statuses(imported(there, exported(here))) == ["imported"]
+    retold = events[-1].body.replace("answer to hello", "another answer")
+    query = ImportEventsQuery(
+        user_id=USER, session_id=session_id, by="a test", events=[events[-1].model_copy(update={"body": retold})]
+    )
+    assert there.do(partial(Importing.events, query=query)).code == "conflict", "the same event with other bytes"
     query = ImportEventsQuery(user_id="eve", session_id=session_id, by="a test", events=events)
     assert there.do(lambda importing: importing.events(query)).code == "unreadable", "it is not eve's"
 
