@@ -15,10 +15,11 @@ from contracts.receipts import End, Receipt
 from contracts.turns import read_context
 from services.history.effects import Queue
 from services.history.evidence import evidence_of
+from services.history.log.port import Stored
 from services.history.log.reader import LogReader
 from services.history.receipt import receipt_of
-from tests.conversing import MODEL, USER, completed, message, new_id, session_started
-from tests.recording import DIGEST, Scene, begin, cancel, ended, only, scene
+from tests.conversing import MODEL, USER, completed, make_event, message, new_id, session_started
+from tests.recording import DIGEST, NOW, Scene, begin, cancel, ended, only, scene
 
 SYSTEM = "Be brief. ☂"
 
@@ -109,6 +110,25 @@ async def test_it_equals_what_was_queued_whatever_came_afterwards(on: Scene) -> 
         assert await shown(on, said) == messages
         left_out.append(found.left_out)
     assert left_out == [{}, {}, {"failed": 1}, {}, {"budget": 3, "front": 1}]
+
+
+async def test_imported_messages_are_in_it_each_with_its_own_text(on: Scene) -> None:
+    """One event holds many."""
+    session_id, asked, told = begin(on), new_id(), new_id()
+    messages = [
+        {"message_id": asked, "parent_id": None, "role": "user", "text": "eins"},
+        {"message_id": told, "parent_id": asked, "role": "assistant", "text": "zwei"},
+    ]
+    event = make_event("session_imported", session_id, {"source": "chatgpt", "messages": messages, "head": told})
+    with on.log.transaction(on.recorder.cursor, on.recorder.cursor) as tx:
+        tx.append(Stored(2, 2, NOW, event))
+    on.reopen()
+    said = message(session_id, "drei")
+    on.take(said)
+    assert await shown(on, said) == list(read_context(only(on.of(Queue)).payload).messages)
+    found = await receipt(on, said)
+    assert found is not None
+    assert [(each.text, each.position) for each in found.messages] == [("eins", 2), ("zwei", 2), ("drei", 3)]
 
 
 async def test_a_changed_text_is_told(on: Scene) -> None:

@@ -19,6 +19,7 @@ from contracts.turns import QueuedContext, read_context
 from services.history.effects import Queue
 from services.history.log.port import FIRST_HASH, chain_hash
 from services.history.log.sqlite import SqliteLog
+from services.history.tools.verify import verify
 from tests.conversing import USER, completed, message
 from tests.recording import DIGEST, NOW, Scene, only, scene
 
@@ -93,6 +94,7 @@ def test_an_old_log_replays_byte_for_byte(old: Scene) -> None:
 
 
 def test_an_old_log_goes_on_in_the_new_version(old: Scene) -> None:
+    """And with both in it, everything holds that verify asks."""
     [running] = old.recorder.open_turns()
     old.take(completed(running.session_id, running.turn_id, text="sieben"))
     old.take(message(running.session_id, "acht"))
@@ -103,3 +105,4 @@ def test_an_old_log_goes_on_in_the_new_version(old: Scene) -> None:
     assert rendered_hash_of(context) == context.data.rendered_hash
     old.reopen()
     assert old.requeue() == [queued]
+    assert verify(old.folder, lambda done, of: None, processes=1).findings == ()
