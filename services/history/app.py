@@ -39,6 +39,7 @@ from services.history.recorder import Recorder
 from services.history.scheduler import OpenTurn
 from services.history.session import Rules
 from services.history.settings import HistorySettings
+from services.history.swapping import Swapping
 from services.history.upkeep import Upkeep
 from services.history.views.folder import ViewFolder
 from services.history.views.reader import ViewReader
@@ -139,6 +140,7 @@ class History:
         queries.register(self.bus, self.status, self.thread.broke)
         Parking(self.reader, self.writer).register(self.bus, self.thread.broke)
         Imports(self.writer).register(self.bus, self.thread.broke)
+        Swapping(self.views).register(self.bus, self.thread.broke)
         await self.bus.start()
 
     async def _dispatch(self) -> None:

@@ -30,6 +30,7 @@ from services.operator.folder import FolderInUse
 from services.operator.plan import CannotStart, make_plan
 from services.operator.provisioning import ProvisioningRefused, provision
 from services.operator.receipt import receipt
+from services.operator.replay import replay
 from services.operator.rerun import rerun
 from services.operator.running import AskFailed, folder_of, on_bus, on_history
 from services.operator.settings import load_all, parse_flags
@@ -61,6 +62,7 @@ app.add_typer(keys_app, name="keys")
 parked_app = typer.Typer(no_args_is_help=True, help="Events that history could not read or decide, set aside.")
 app.add_typer(parked_app, name="parked")
 app.command(name="verify", context_settings=ANY_SETTING)(verify)
+app.command(name="replay", context_settings=ANY_SETTING)(replay)
 app.command(name="backup", context_settings=ANY_SETTING)(backups.backup)
 app.command(name="restore", context_settings=ANY_SETTING)(backups.restore)
 app.command(name="receipt", context_settings=ANY_SETTING)(receipt)

@@ -32,6 +32,16 @@ class ViewFolder:
     def position(self) -> int:
         return self._store.position
 
+    @property
+    def file(self) -> str:
+        """The name of the file that serves."""
+        return self._store.path.name
+
+    async def swap(self) -> None:
+        """Serve the views that were rebuilt beside these. Raises NotFinished."""
+        await self._store.swap(self._log)
+        await self._tell()
+
     async def catch_up(self) -> None:
         """At the start: all that is in the log now, a long stretch of it as a rebuild does."""
         last = await self._log.last_position()
@@ -49,8 +59,11 @@ class ViewFolder:
     async def _fold_committed(self) -> None:
         while rows := await self._log.rows_after(self._store.position, FOLD_ROWS):
             await self._store.apply(rows)
-            async with self._moved:
-                self._moved.notify_all()
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._moved:
+            self._moved.notify_all()
 
     async def reach(self, position: int) -> bool:
         """Whether the views have folded this position, now or within MIN_POSITION_WAIT_S."""

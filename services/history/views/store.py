@@ -10,7 +10,7 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import aiosqlite
@@ -25,6 +25,15 @@ from services.history.views.tables import ViewTables
 log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"views-(\d+)\.db")
+# Views that are being rebuilt: no number, so that no start takes them for views.
+REBUILD = "rebuild.db"
+
+
+_ADOPT_WAIT_S = 5.0
+
+
+class NotFinished(Exception):
+    """There are no rebuilt views that could serve."""
 
 
 class ViewStore:
@@ -37,6 +46,7 @@ class ViewStore:
         self.position = 0
         self._hash: bytes | None = None
         self._ending = False
+        self._order = asyncio.Lock()
 
     @classmethod
     async def open(cls, folder: Path, reader: LogReader) -> ViewStore:
@@ -65,19 +75,43 @@ class ViewStore:
         """Fold a long stretch of the log, up to this position."""
         await self._write(lambda: fill(log_path, self._tables, last, self._told))
 
+    async def swap(self, reader: LogReader) -> None:
+        """Serve the views that were rebuilt beside these, from one moment to the next: queries that are under way read
+        the old ones to their end. Raises NotFinished: all is as it was.
+        """
+        fresh = await _open(await asyncio.to_thread(adopt, self.path.parent))
+        if not (await fresh._is_readable() and await fresh._follows(reader)):
+            await fresh.close()
+            remove_views(fresh.path)
+            raise NotFinished("what was rebuilt does not follow this log")
+        await fresh.fill(reader.path, self.position)
+        async with self._order:
+            # What was folded meanwhile: nobody may see the views go back.
+            await fresh.fill(reader.path, self.position)
+            old = ViewStore(self._tables, self.reading)
+            self.path, self.reading, self._tables = fresh.path, fresh.reading, fresh._tables
+            self.position, self._hash = fresh.position, fresh._hash
+        await old.close()
+        remove_views(old.path)
+
     @contextmanager
     def condemned_if_broken(self) -> Iterator[None]:
         """A damaged file, or rows that are not what the log says, are worth nothing: the next start makes new ones."""
+        path = self.path
         try:
             yield
         except sqlite3.Error as error:
             if type(error) is sqlite3.DatabaseError or isinstance(error, sqlite3.IntegrityError):
-                log.error("views_condemned", file=self.path.name, error=str(error))
-                remove_views(self.path)
+                log.error("views_condemned", file=path.name, error=str(error))
+                remove_views(path)
             raise LogError(f"the views cannot be used: {error}") from error
 
     async def _write(self, work: Callable[[], None]) -> None:
         """In a thread; one that is cancelled here ends there first: nobody else may use the connection meanwhile."""
+        async with self._order:
+            await self._in_a_thread(work)
+
+    async def _in_a_thread(self, work: Callable[[], None]) -> None:
         with self.condemned_if_broken():
             running = asyncio.ensure_future(asyncio.to_thread(work))
             try:
@@ -88,9 +122,12 @@ class ViewStore:
                 raise
 
     def _apply(self, rows: Sequence[LogRow]) -> None:
+        # A swap may have come between their reading and now, to views that have folded some of them.
+        rows = [row for row in rows if row.position > self.position]
         batch = fold_rows(self.position, rows, Heads(self._tables.head_of, HEADS_KEPT))
-        self._tables.write(batch)
-        self._told(batch.position)
+        if rows:
+            self._tables.write(batch)
+            self._told(batch.position)
 
     def _told(self, position: int) -> None:
         self.position = position
@@ -112,10 +149,10 @@ class ViewStore:
 async def folded_another_log(folder: Path, reader: LogReader) -> bool:
     """Whether the newest views have folded what this log does not say: it was put in another's place, as a backup is
     that is restored. Views that are not there or not readable tell nothing."""
-    numbers = _numbers(folder)
-    if not numbers:
+    newest = newest_views(folder)
+    if newest is None:
         return False
-    store = await _open(views_path(folder, numbers[-1]))
+    store = await _open(newest)
     try:
         return await store._is_readable() and not await store._follows(reader)
     finally:
@@ -136,6 +173,31 @@ def _tables(path: Path) -> ViewTables:
         # Not a database any more: it is worth nothing, and the log has it all.
         remove_views(path)
         return ViewTables(path)
+
+
+def adopt(folder: Path) -> Path:
+    """Give rebuilt views the next number, under which they serve. Raises NotFinished."""
+    rebuilt = folder / REBUILD
+    if not rebuilt.exists():
+        raise NotFinished("nothing has been rebuilt")
+    try:
+        with closing(sqlite3.connect(rebuilt, isolation_level=None, timeout=_ADOPT_WAIT_S)) as connection:
+            [(finished,)] = connection.execute("SELECT position >= goal FROM checkpoint, rebuild").fetchall()
+            if not finished:
+                raise NotFinished("the rebuild has not reached its end")
+            connection.execute("DROP TABLE rebuild")
+    except (sqlite3.Error, ValueError) as error:
+        raise NotFinished(f"the rebuilt views cannot be used: {error}") from error
+    if Path(f"{rebuilt}-wal").exists():
+        raise NotFinished("another process still has the rebuilt views open")
+    path = views_path(folder, max(_numbers(folder), default=0) + 1)
+    rebuilt.rename(path)
+    return path
+
+
+def newest_views(folder: Path) -> Path | None:
+    numbers = _numbers(folder)
+    return views_path(folder, numbers[-1]) if numbers else None
 
 
 def views_path(folder: Path, number: int) -> Path:
