@@ -81,6 +81,19 @@ def time_text(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
+def time_of(text: str) -> str:
+    """An ISO 8601 time with its zone, as time_text writes it. Raises ValueError."""
+    try:
+        return _check_time(time_text(datetime.fromisoformat(text)))
+    except OverflowError as error:
+        raise ValueError("not a time that UTC has") from error
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    """How much later, of two times as time_text writes them; negative where a clock went back."""
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+
+
 def _check(value: Any, depth: int) -> None:
     """Refuse what UTF-8 cannot carry, and nesting beyond the bound."""
     if isinstance(value, str):

@@ -28,6 +28,7 @@ FailureCode = Literal[
 RefusalCode = Literal[
     "session_unknown",
     "session_deleted",
+    "retention_over",
     "parent_unknown",
     "session_busy",
     "turn_unknown",
@@ -81,7 +82,8 @@ class CodeEntry:
 CODES: tuple[CodeEntry, ...] = (
     # refusals
     CodeEntry("session_unknown", 404, "There is no such session of yours."),
-    CodeEntry("session_deleted", 410, "The session was deleted; creating it again by its name starts it empty."),
+    CodeEntry("session_deleted", 410, "The session was deleted: restore it, or create it again by its name, empty."),
+    CodeEntry("retention_over", 410, "It was deleted so long ago that it is neither restored nor shown."),
     CodeEntry("parent_unknown", 422, "parent_id is not an answer of this session."),
     CodeEntry("session_busy", 409, "An answer is running and the session does not queue further messages."),
     CodeEntry("turn_unknown", 404, "There is no such turn of yours."),

@@ -98,6 +98,16 @@ class SessionImported(Contract):
     head: Uuid | None = None
 
 
+class SessionDeleted(Contract):
+    """The session was deleted: what is unfinished in it is stopped, and nothing is said in it until it is restored, or
+    begun again. Its messages are kept for a while. Written by a gateway.
+    """
+
+
+class SessionRestored(Contract):
+    """A deleted session is back, with its messages. Written by a gateway."""
+
+
 class UserMessageSubmitted(Contract):
     """A user said something, which opens a turn. on_busy left out: as the session has it. Written by a gateway.
 
@@ -115,7 +125,7 @@ class UserMessageSubmitted(Contract):
 
 class CancelRequested(Contract):
     """A user stopped a turn (turn_id in the envelope). Written by a gateway; by history where another
-    message interrupts it.
+    message interrupts it, or its session is deleted.
     """
 
 
@@ -216,6 +226,8 @@ EventData = (
     | SessionRenamed
     | SessionConfigured
     | SessionImported
+    | SessionDeleted
+    | SessionRestored
     | UserMessageSubmitted
     | CancelRequested
     | TurnClaimed
@@ -233,6 +245,8 @@ REGISTRY: dict[str, tuple[int, type[EventData]]] = {
     "session_renamed": (1, SessionRenamed),
     "session_configured": (1, SessionConfigured),
     "session_imported": (1, SessionImported),
+    "session_deleted": (1, SessionDeleted),
+    "session_restored": (1, SessionRestored),
     "user_message_submitted": (1, UserMessageSubmitted),
     "cancel_requested": (1, CancelRequested),
     "turn_claimed": (1, TurnClaimed),
@@ -249,8 +263,6 @@ RESERVED: frozenset[str] = frozenset(
         "session_cleared",
         "session_archived",
         "session_unarchived",
-        "session_deleted",
-        "session_restored",
         "session_expired",
         "session_forked",
         "session_read",
@@ -264,10 +276,13 @@ RESERVED: frozenset[str] = frozenset(
 
 TERMINALS: frozenset[str] = frozenset({"answer_completed", "answer_failed", "answer_cancelled"})
 
-# What each writer may publish to the intake; history writes the rest, straight to the log.
-GATEWAY_WRITES: frozenset[str] = frozenset(
-    {"session_started", "session_renamed", "session_configured", "user_message_submitted", "cancel_requested"}
+# Events that sessions' lists are made of: they are also told on the user's own feed.
+SESSION_EVENTS: frozenset[str] = frozenset(
+    {"session_started", "session_renamed", "session_configured", "session_deleted", "session_restored"}
 )
+
+# What each writer may publish to the intake; history writes the rest, straight to the log.
+GATEWAY_WRITES: frozenset[str] = SESSION_EVENTS | {"user_message_submitted", "cancel_requested"}
 INFERENCE_WRITES: frozenset[str] = frozenset({"turn_claimed", *TERMINALS})
 HISTORY_WRITES: frozenset[str] = frozenset(
     {
@@ -280,9 +295,6 @@ HISTORY_WRITES: frozenset[str] = frozenset(
         "answer_cancelled",
     }
 )
-
-# Events that sessions' lists are made of: they are also told on the user's own feed.
-SESSION_EVENTS: frozenset[str] = frozenset({"session_started", "session_renamed", "session_configured"})
 
 _TURNLESS = SESSION_EVENTS | {"session_imported"}
 

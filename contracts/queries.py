@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from contracts.base import Contract, Key, Text, Time, UserId, Uuid, compact, parse
+from contracts.base import Contract, Key, Text, Time, UserId, Uuid, compact, parse, time_of
 from contracts.errors import Code, ContractError
 from contracts.events import OnBusy
 from contracts.receipts import Receipt
@@ -22,6 +22,21 @@ T = TypeVar("T", bound=Contract)
 # A page is at most this many rows and bytes (its first row may be more): it must fit one NATS message.
 PAGE_ROWS = 200
 PAGE_BYTES = 1024 * 1024
+
+
+# A version of a session, or a time: as it was right after that version, or then.
+At = Annotated[int, Field(ge=1)] | Time
+_MAX_VERSION_DIGITS = 15
+
+
+def read_at(text: str) -> At:
+    """What a person writes: a version, or an ISO 8601 time with its zone. Raises ContractError(bad_request)."""
+    if text.isascii() and text.isdigit() and len(text) <= _MAX_VERSION_DIGITS and int(text) > 0:
+        return int(text)
+    try:
+        return time_of(text)
+    except ValueError as error:
+        raise ContractError("bad_request", "at: a version from 1 on, or a time as 2026-11-20T10:00:00Z") from error
 
 
 class Query(Contract):
@@ -39,15 +54,19 @@ class SessionsQuery(Query):
 
 
 class SessionQuery(Query):
+    """One session. at: as it was."""
+
     session_id: Uuid
+    at: At | None = None
 
 
 class MessagesQuery(Query):
-    """A session's messages in the order of their positions. after: a position; the page holds what follows it."""
+    """A session's messages in order. after: the next of the page before; at: as they were."""
 
     session_id: Uuid
     limit: Annotated[int, Field(ge=1, le=PAGE_ROWS)] = PAGE_ROWS
     after: Annotated[int, Field(ge=0)] = 0
+    at: At | None = None
 
 
 class TurnQuery(Query):

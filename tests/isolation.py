@@ -78,6 +78,7 @@ class Things:
 # Inputs that name nothing: their values are right, so that nothing is refused because of them.
 PLAIN: Mapping[str, Any] = {
     "limit": 2,
+    "at": "1",
     "wait": "answer",
     "text": "hello",
     "title": "mine",

@@ -18,6 +18,7 @@ from contracts.imports import ImportReply
 from contracts.turns import OutcomeMessage, Word
 from services.history.arrivals import Delivery
 from services.history.context import ContextLimits
+from services.history.decisions import Rules
 from services.history.draft import Bounds, Situation
 from services.history.effects import Effect, Queue, Show, TellSender, TellWorkers
 from services.history.importing import Importing
@@ -25,7 +26,6 @@ from services.history.log.port import Cursor, Stored, StoredOutcome
 from services.history.log.sqlite import SqliteLog
 from services.history.recorder import Committed, Recorder
 from services.history.scheduler import OpenTurn
-from services.history.session import Rules
 from tests.conversing import MODEL, USER, claim, make_event, message, new_id, session_started
 
 E = TypeVar("E", bound=Effect)
@@ -34,7 +34,8 @@ NOW = "2026-11-21T10:00:00.000Z"
 REPLY = "_INBOX.sender"
 DIGEST = "9f4c7a2e11d0"
 STREAM = "2026-11-20T00:00:00Z"
-BOUNDS = Bounds(Rules(attempts=3, waiting_per_session=20), ContextLimits(messages=200, reserve=0.25), None)
+RULES = Rules(attempts=3, waiting_per_session=20, keep_deleted_s=60)
+BOUNDS = Bounds(RULES, ContextLimits(messages=200, reserve=0.25), None)
 
 
 def delivered(event: Event, sequence: int = 0, *, reply: str | None = REPLY, **headers: str) -> Delivery:

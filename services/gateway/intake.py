@@ -17,7 +17,13 @@ from contracts.envelope import Envelope, Event, write_event
 from contracts.errors import Code, ContractError
 
 GatewayType = Literal[
-    "session_started", "session_renamed", "session_configured", "user_message_submitted", "cancel_requested"
+    "session_started",
+    "session_renamed",
+    "session_configured",
+    "session_deleted",
+    "session_restored",
+    "user_message_submitted",
+    "cancel_requested",
 ]
 
 UnknownCode = Literal["session_unknown", "turn_unknown"]
@@ -106,6 +112,16 @@ def rename(request: Request, given: Mapping[str, Any]) -> Event:
 def configure(request: Request, given: Mapping[str, Any]) -> Event:
     """session_configured from the client's own JSON. Raises Refused."""
     return _event(request, "session_configured", _kept(given, ("on_busy",)), None)
+
+
+def delete(request: Request) -> Event:
+    """session_deleted. Raises Refused."""
+    return _event(request, "session_deleted", {}, None)
+
+
+def restore(request: Request) -> Event:
+    """session_restored. Whether it is still kept is history's to say. Raises Refused."""
+    return _event(request, "session_restored", {}, None)
 
 
 def cancel(request: Request, turn_id: str) -> Event:

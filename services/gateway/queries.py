@@ -65,17 +65,22 @@ class History:
         )
         return await self._asked("sessions", query, queries.SessionsReply)
 
-    async def session(self, user_id: str, session_id: str) -> queries.SessionRow:
-        query = queries.SessionQuery(user_id=user_id, min_position=self.position_of(user_id), session_id=session_id)
+    async def session(self, user_id: str, session_id: str, at: queries.At | None = None) -> queries.SessionRow:
+        query = queries.SessionQuery(
+            user_id=user_id, min_position=self.position_of(user_id), session_id=session_id, at=at
+        )
         return await self._asked("session", query, queries.SessionRow)
 
-    async def messages(self, user_id: str, session_id: str, after: int, limit: int) -> queries.MessagesReply:
+    async def messages(
+        self, user_id: str, session_id: str, after: int, limit: int, at: queries.At | None
+    ) -> queries.MessagesReply:
         query = queries.MessagesQuery(
             user_id=user_id,
             min_position=self.position_of(user_id),
             session_id=session_id,
             after=after,
             limit=limit,
+            at=at,
         )
         return await self._asked("messages", query, queries.MessagesReply)
 
@@ -155,5 +160,15 @@ def cursor_of(text: str | None) -> frames.Cursor | None:
         return None
     try:
         return frames.read_cursor(text)
+    except ContractError as error:
+        raise Refused("bad_request", error.reason) from error
+
+
+def at_of(text: str | None) -> queries.At | None:
+    """The version or time that a client asks for. Raises Refused(bad_request)."""
+    if text is None:
+        return None
+    try:
+        return queries.read_at(text)
     except ContractError as error:
         raise Refused("bad_request", error.reason) from error

@@ -99,6 +99,18 @@ class Sends:
         intake.check_room(await self._heard.room(self._intake.unrecorded(user_id, session_id)))
         return [await self._intake.publish(event) for event in changes]
 
+    async def delete(self, user_id: str, session_id: str, key: str) -> Sent:
+        """An accepted session_deleted. Raises Refused."""
+        event_id = self._event_id(user_id, session_id, "session_deleted", key)
+        sent = await self._delete_or_restore(intake.delete(Request(user_id, session_id, event_id, self._clock.now())))
+        self._known.pop((user_id, session_id), None)  # what is sent to it next is refused at once, not once accepted
+        return sent
+
+    async def restore(self, user_id: str, session_id: str, key: str) -> Sent:
+        """An accepted session_restored. Raises Refused."""
+        event_id = self._event_id(user_id, session_id, "session_restored", key)
+        return await self._delete_or_restore(intake.restore(Request(user_id, session_id, event_id, self._clock.now())))
+
     async def cancel(self, user_id: str, session_id: str, turn_id: str, key: str | None) -> Sent:
         """An accepted cancel_requested. Raises Refused."""
         event_id = self._event_id(user_id, session_id, "cancel_requested", key)
@@ -109,6 +121,17 @@ class Sends:
         except Refused as refusal:
             refusal.event_id, refusal.turn_id = event.event_id, event.turn_id
             raise
+        return await self._intake.publish(event)
+
+    async def _delete_or_restore(self, event: Event) -> Sent:
+        """Of a session that is there, or was: whether it is deleted now is history's to say."""
+        user_id, session_id = event.user_id, event.session_id
+        try:
+            await self._model_of(user_id, session_id)
+        except Refused as refusal:
+            if refusal.code != "session_deleted":
+                raise
+        intake.check_room(await self._heard.room(self._intake.unrecorded(user_id, session_id)))
         return await self._intake.publish(event)
 
     def _event_id(self, user_id: str, session_id: str, event_type: str, key: str | None) -> str:

@@ -25,6 +25,7 @@ from contracts.turns import read_presence
 from services.history.backup_note import newest_backup
 from services.history.context import ContextLimits
 from services.history.deadlines import Deadlines, Patience
+from services.history.decisions import Rules
 from services.history.draft import Bounds, Situation
 from services.history.follower import Follower, ask_stream
 from services.history.imports import Imports
@@ -37,13 +38,13 @@ from services.history.publisher import Publisher
 from services.history.queries import Queries
 from services.history.recorder import Recorder
 from services.history.scheduler import OpenTurn
-from services.history.session import Rules
 from services.history.settings import HistorySettings
 from services.history.swapping import Swapping
 from services.history.upkeep import Upkeep
 from services.history.views.folder import ViewFolder
 from services.history.views.reader import ViewReader
 from services.history.views.store import ViewStore, folded_another_log
+from services.history.views.travel import Travel
 from services.history.writer import LogThread, Writer
 from services.runtime import streams
 from services.runtime.bus import Bus, BusAddress, NoAnswer, NotSent
@@ -136,7 +137,8 @@ class History:
         self.views = ViewFolder(store, self.reader, self.writer)
         await self.views.catch_up()
         self._lifecycle.supervise(self.views.run(), "views")
-        queries = Queries(self.writer.epoch, self.reader, ViewReader(store), self.views, self.writer)
+        travel = Travel(self.reader, self._settings.keep_deleted_s, now_text)
+        queries = Queries(self.writer.epoch, self.reader, ViewReader(store), travel, self.views, self.writer)
         queries.register(self.bus, self.status, self.thread.broke)
         Parking(self.reader, self.writer).register(self.bus, self.thread.broke)
         Imports(self.writer).register(self.bus, self.thread.broke)
@@ -196,7 +198,7 @@ class History:
 
     def _bounds(self) -> Bounds:
         return Bounds(
-            rules=Rules(self._settings.attempts, self._settings.turns_waiting),
+            rules=Rules(self._settings.attempts, self._settings.turns_waiting, self._settings.keep_deleted_s),
             context=ContextLimits(self._settings.context_messages, self._settings.context_reserve),
             active_per_user=self._settings.active_per_user,
         )

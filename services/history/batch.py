@@ -16,12 +16,13 @@ from contracts.errors import ContractError
 from contracts.events import TERMINALS, CancelRequested, TurnClaimed
 from contracts.turns import OutcomeMessage, Recorded
 from services.history.arrivals import Delivery, Sender, read_delivery, sender_of
+from services.history.decisions import decide
 from services.history.draft import CoreFailed, Draft
 from services.history.effects import TellSender, TellWorkers
 from services.history.importing import Importing
 from services.history.log.port import ParkedDelivery, StoredOutcome
 from services.history.scheduler import OpenTurn
-from services.history.session import Session, decide
+from services.history.session import Session
 from services.history.starting import Starting
 
 log = structlog.get_logger(__name__)

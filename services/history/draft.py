@@ -18,9 +18,10 @@ from contracts.events import SESSION_EVENTS, TERMINALS, schema_version_of
 from contracts.frames import event_frame
 from contracts.turns import Cancel
 from services.history.context import ContextLimits
+from services.history.decisions import Circumstances, Followed, Rules, ended_by_history, word_of
 from services.history.effects import Effect, Show, TellWorkers, Unqueue
 from services.history.log.port import LogError, Stored, Transaction
-from services.history.session import Circumstances, Followed, Rules, Session, Turn, ended_by_history, evolve, word_of
+from services.history.session import Session, Turn, evolve
 from services.history.states import Key, Working
 
 

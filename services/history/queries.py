@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from faststream.nats import NatsMessage
@@ -27,6 +27,7 @@ from contracts.queries import (
     Query,
     ReceiptQuery,
     SessionQuery,
+    SessionRow,
     SessionsQuery,
     SessionsReply,
     StatusReply,
@@ -41,11 +42,16 @@ from services.history.log.port import LogError, StoredOutcome
 from services.history.log.reader import LogReader
 from services.history.receipt import receipt_of
 from services.history.views.folder import ViewFolder
+from services.history.views.pages import NoSession
+from services.history.views.past import Past
 from services.history.views.reader import ViewReader
+from services.history.views.travel import Travel
 from services.history.writer import Writer
 from services.runtime.bus import Bus
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T", Past, SessionRow)
 
 # Queries that wait for a position must not hold up the others.
 CONCURRENT_QUERIES = 64
@@ -101,10 +107,13 @@ def serve(bus: Bus, question: Question, on_broken: OnBroken) -> None:
 class Queries:
     """One method per query."""
 
-    def __init__(self, epoch: str, log_: LogReader, views: ViewReader, folder: ViewFolder, writer: Writer) -> None:
+    def __init__(
+        self, epoch: str, log_: LogReader, views: ViewReader, travel: Travel, folder: ViewFolder, writer: Writer
+    ) -> None:
         self._epoch = epoch
         self._log = log_
         self._views = views
+        self._travel = travel
         self._folder = folder
         self._writer = writer
 
@@ -152,19 +161,21 @@ class Queries:
         return dump(SessionsReply(sessions=page, next=following, position=self._folder.position))
 
     async def session(self, query: SessionQuery) -> bytes:
+        if query.at is not None:
+            return dump(_there(_there(await self._travel.past(query, query.at)).session()))
         await self._reach(query)
-        row = await self._views.session(query.user_id, query.session_id)
-        if row is None:
-            raise QueryFailed("session_unknown")
-        return dump(row)
+        return dump(_there(await self._views.session(query.user_id, query.session_id)))
 
     async def messages(self, query: MessagesQuery) -> bytes:
-        await self._reach(query)
-        session = await self._views.session(query.user_id, query.session_id)
-        if session is None:
-            raise QueryFailed("session_unknown")
-        page, following = await self._views.messages(query)
-        return dump(MessagesReply(session=session, messages=page, next=following, position=self._folder.position))
+        if query.at is not None:
+            past = _there(await self._travel.past(query, query.at))
+            session = _there(past.session())
+            (page, following), position = past.messages(), session.position
+        else:
+            await self._reach(query)
+            session = _there(await self._views.session(query.user_id, query.session_id))
+            (page, following), position = await self._views.messages(query), self._folder.position
+        return dump(MessagesReply(session=session, messages=page, next=following, position=position))
 
     async def turn(self, query: TurnQuery) -> bytes:
         """For a worker, that names its run, the word comes from the log; for others the row from the views."""
@@ -181,13 +192,17 @@ class Queries:
         turn = await self._views.turn(query.user_id, query.turn_id)
         if turn is None or turn.session_id != query.session_id:
             raise QueryFailed("turn_unknown")
+        _there(await self._views.session(query.user_id, query.session_id))
         found = await evidence_of(self._log, query.user_id, query.session_id, query.turn_id)
         if found is None:
             raise QueryFailed("not_assembled")
         return dump(receipt_of(found, query.after))
 
     async def events(self, query: EventsQuery) -> bytes:
-        """From the log, not the views: they may be behind or under way of a rebuild."""
+        """From the log, not the views: they may be behind or under way of a rebuild. Who has watched a deleted
+        session is told of its end and of what follows; nobody is shown it from its start."""
+        if query.after == 0 and await self._log.session_is_deleted(query.user_id, query.session_id):
+            raise QueryFailed("session_deleted")
         page = await self._log.session_page(query.user_id, query.session_id, query.after, query.limit)
         if page.version == 0:
             raise QueryFailed("session_unknown")
@@ -215,6 +230,13 @@ class Queries:
     async def _reach(self, query: Query) -> None:
         if query.min_position > self._folder.position and not await self._folder.reach(query.min_position):
             raise QueryFailed("not_ready")
+
+
+def _there(found: T | NoSession) -> T:
+    """Or the query is answered with why there is none."""
+    if isinstance(found, Past | SessionRow):
+        return found
+    raise QueryFailed(found)
 
 
 async def _as_it_came(message: NatsMessage) -> NatsMessage:

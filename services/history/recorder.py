@@ -13,12 +13,12 @@ from contracts.imports import ImportReply
 from contracts.turns import Go, Stop
 from services.history.arrivals import Delivery
 from services.history.batch import Batch, Retried
+from services.history.decisions import word_of
 from services.history.draft import Bounds, Draft, Situation
 from services.history.effects import Effect
 from services.history.importing import Importing
 from services.history.log.port import Cursor, Log
 from services.history.scheduler import OpenTurn, Scheduler
-from services.history.session import word_of
 from services.history.starting import Room
 from services.history.states import States, Working
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.runtime.settings import SharedSettings, setting
 
 TURNS_PER_USER_WITH_KEYS = 2
+SECONDS_A_DAY = 86_400.0
 
 
 class HistorySettings(SharedSettings):
@@ -57,6 +58,12 @@ class HistorySettings(SharedSettings):
         24.0, unit="h", reason="what the log has consumed stays so long, to restore a backup from", ge=0
     )
     outcomes_keep_days: float = setting(7.0, unit="days", reason="who missed a refusal can ask so long", ge=0)
+    deleted_keep_days: float = setting(
+        30.0,
+        unit="days",
+        reason="a deleted session can be restored so long: a long holiday fits",
+        ge=0,
+    )
     accept_gap: bool = setting(
         False, unit="", reason="an operator's word that the log may go on without events that are gone"
     )
@@ -67,6 +74,10 @@ class HistorySettings(SharedSettings):
         if self.turns_running is None:
             return TURNS_PER_USER_WITH_KEYS if self.auth == "keys" else None
         return self.turns_running or None
+
+    @property
+    def keep_deleted_s(self) -> float:
+        return self.deleted_keep_days * SECONDS_A_DAY
 
     def room_for(self, slots: int) -> int:
         """Turns of a model that may be dispatched at once: its slots, and so many that none idles meanwhile."""

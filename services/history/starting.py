@@ -61,6 +61,8 @@ class Starting:
         turn = session.turns.get(open_turn.turn_id)
         if turn is None or turn.phase not in ("dispatched", "running"):
             return
+        if turn.message_id not in session.messages:  # the session was deleted and has begun again: it is being stopped
+            return
         event = self._draft.tx.events_at([turn.context_position])[turn.context_position]
         context = event.data
         assert isinstance(context, ContextAssembled)

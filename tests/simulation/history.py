@@ -66,7 +66,7 @@ class History:
         self._publisher = _Publisher(bus, self.connection)
         self._writer = Writer(cast(Any, _Thread()), self.recorder, self._publisher, self._situation)
         reader = LogReader(Path(), cast(Any, _Rows(self._reading)))
-        self._queries = Queries(EPOCH, reader, cast(Any, None), cast(Any, None), self._writer)
+        self._queries = Queries(EPOCH, reader, cast(Any, None), cast(Any, None), cast(Any, None), self._writer)
         self._fetched: deque[Delivery] = deque()
         self._work: Coroutine[Any, Any, object] | None = None  # a commit, and what of its effects is not out yet
         self._jobs: deque[Callable[[], Coroutine[Any, Any, object]]] = deque()

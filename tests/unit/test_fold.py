@@ -167,6 +167,18 @@ def by(row: dict[str, Any], key: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(row[column] for column in key)
 
 
+async def test_a_session_that_begins_again_has_nothing_of_before(on: Scene) -> None:
+    session_id, other = begin(on), begin(on)
+    on.running(session_id)
+    on.running(other)
+    on.take(make_event("session_deleted", session_id, {}))
+    assert [len(rows) for rows in (await fold(on)).values()][:3] == [2, 4, 2], "it can be restored"
+    on.take(session_started(session_id, title="anew"))
+    rows = await fold(on)
+    assert sorted((row[1], row[3]) for row in rows["sessions"]) == sorted([(session_id, "anew"), (other, None)])
+    assert {row[1] for row in [*rows["messages"], *rows["turns"]]} == {other}
+
+
 async def test_an_answer_stands_right_behind_its_message(on: Scene) -> None:
     session_id = begin(on)
     said = [message(session_id, str(number)) for number in range(3)]

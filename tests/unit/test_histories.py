@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from contracts.envelope import Event
 from contracts.events import TERMINALS
+from contracts.queries import MessagesQuery
 from contracts.turns import encode_context
 from services.history.arrivals import Delivery
 from services.history.effects import Queue, Show, TellSender
@@ -27,9 +28,12 @@ from services.history.log.port import Cursor, LogError, chain_hash
 from services.history.log.reader import LogReader
 from services.history.log.sqlite import SqliteTransaction
 from services.history.session import Session, evolve
+from services.history.views.past import Past
+from services.history.views.reader import ViewReader
 from services.history.views.store import ViewStore
+from services.history.views.travel import Travel
 from tests.conversing import claim, completed, make_event, message, new_id, session_started
-from tests.recording import Scene, cancel, delivered, ended
+from tests.recording import NOW, Scene, cancel, delivered, ended
 
 USERS = ("a", "b")
 TABLES = ("sessions", "messages", "turns")
@@ -51,6 +55,9 @@ class History:
         user, session_id = self.sessions[pick % len(self.sessions)]
         if kind == "start":
             return session_started(session_id, user_id=user)
+        if kind in ("delete", "undelete"):
+            event_type = "session_deleted" if kind == "delete" else "session_restored"
+            return make_event(event_type, session_id, {}, user_id=user)
         if kind == "say":
             self.messages.append(message(session_id, f"text {pick}", user_id=user))
             return self.messages[-1]
@@ -122,6 +129,7 @@ class History:
 
 
 RARE = ["repeat", "conflict", "fail", "stop", "overdue", "garbage", "restart", "broken", "copy", "restore"]
+RARE += ["delete", "undelete"]
 OFTEN = ["say"] * 5 + ["claim"] * 5 + ["complete"] * 4 + ["follow"] * 3
 steps = st.lists(st.tuples(st.sampled_from(["start", *OFTEN, *RARE]), st.integers(0, 11)), max_size=60)
 
@@ -146,6 +154,7 @@ def test_any_history(steps: list[tuple[str, int]]) -> None:
         rebuilt = asyncio.run(fold_to_end(folder))
         assert views == rebuilt, "folded live and rebuilt from position 1"
         check_views(history.on, rebuilt)
+        asyncio.run(check_past(folder, rebuilt))
         check_queue(history.on)
         history.on.log.close()
 
@@ -241,21 +250,41 @@ def check_views(on: Scene, views: dict[str, list[tuple[Any, ...]]]) -> None:
     """The state folded from the log says the same as the views, of every session and turn."""
     turns, messages = 0, 0
     with on.log.look() as tx:
-        for user, session_id, _, title, _, _, _, head, version, *_ in views["sessions"]:
+        for user, session_id, _, title, _, _, _, head, version, *_, deleted_at, _ in views["sessions"]:
             session = Session(user, session_id)
             for row in tx.session_rows(user, session_id):
                 evolve(session, row.event, row.position)
             assert (session.title, session.head, session.version) == (title, head, version)
+            assert session.deleted_at == deleted_at
             by_id = {row[2]: row for row in views["turns"]}
-            for turn in session.turns.values():
+            # Those that a worker was still to end when their session began again are no turns of its views.
+            shown = [turn for turn in session.turns.values() if turn.message_id in session.messages]
+            for turn in shown:
                 status = {"waiting": "waiting", "dispatched": "waiting", "running": "running"}.get(turn.phase)
                 status = status or str(turn.ended_by).removeprefix("answer_")
                 assert (by_id[turn.turn_id][6], by_id[turn.turn_id][7]) == (status, turn.attempt), asdict(turn)
             texts = {row[2]: (row[3], len(row[6])) for row in views["messages"]}
             for each in session.messages.values():
                 assert texts[each.message_id] == (each.parent_id, each.chars)
-            turns, messages = turns + len(session.turns), messages + len(session.messages)
+            turns, messages = turns + len(shown), messages + len(session.messages)
     assert (turns, messages) == (len(views["turns"]), len(views["messages"]))
+
+
+async def check_past(folder: Path, views: dict[str, list[tuple[Any, ...]]]) -> None:
+    """Each session as it was at its last version is what the views say of it."""
+    reader = await LogReader.open(folder / "log.db")
+    store = await ViewStore.open(folder, reader)
+    travel = Travel(reader, keep_deleted_s=1e9, now=lambda: NOW)
+    try:
+        for user, session_id, *_ in views["sessions"]:
+            query = MessagesQuery(user_id=user, session_id=session_id)
+            past = await travel.past(query, 10**9)
+            assert isinstance(past, Past)
+            assert past.session() == await ViewReader(store).session(user, session_id)
+            assert past.messages() == await ViewReader(store).messages(query)
+    finally:
+        await store.close()
+        await reader.close()
 
 
 def check_queue(on: Scene) -> None:

@@ -19,9 +19,8 @@ from services.history.context import ContextLimits
 from services.history.effects import Queue, TellSender
 from services.history.log.port import Cursor, LogError, LogFenced
 from services.history.log.sqlite import SqliteLog, SqliteTransaction
-from services.history.session import Rules
 from tests.conversing import completed, make_event, message, new_id, session_started
-from tests.recording import BOUNDS, STREAM, Scene, begin, cancel, delivered, ended, only, scene
+from tests.recording import BOUNDS, RULES, STREAM, Scene, begin, cancel, delivered, ended, only, scene
 
 
 @pytest.fixture
@@ -154,7 +153,7 @@ def test_a_user_message_may_only_follow_an_answer(on: Scene) -> None:
 
 
 def test_waiting_turns_are_bounded(tmp_path: Path) -> None:
-    with scene(tmp_path, bounds=replace(BOUNDS, rules=Rules(attempts=3, waiting_per_session=2))) as on:
+    with scene(tmp_path, bounds=replace(BOUNDS, rules=replace(RULES, waiting_per_session=2))) as on:
         session_id = begin(on)
         codes = [on.say(message(session_id)).code for _ in range(4)]
         assert codes == [None, None, None, "queue_full"], "one is active, two wait"

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from contracts.envelope import Event
-from services.history.session import Circumstances, Rules, Session, decide, evolve, word_of
+from services.history.decisions import Circumstances, Rules, decide, word_of
+from services.history.session import Session, evolve
 from tests.conversing import USER, claim, completed, make_event, message, new_id, session_started
 from tests.recording import cancel, ended
 
-RULES = Rules(attempts=2, waiting_per_session=20)
+RULES = Rules(attempts=2, waiting_per_session=20, keep_deleted_s=60)
 DEAD = Circumstances(catching_up=False, alive=lambda turn, run: False)
 SESSION = new_id()
 

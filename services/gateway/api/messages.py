@@ -23,6 +23,7 @@ from services.gateway.api.requests import (
     CurrentUser,
     Gateway,
     MessageBody,
+    Moment,
     check_accepts,
     read_body,
     wants_stream,
@@ -32,7 +33,7 @@ from services.gateway.attach import Watch
 from services.gateway.bus import Sent
 from services.gateway.intake import Refused
 from services.gateway.parts import Parts
-from services.gateway.queries import HistoryAway
+from services.gateway.queries import HistoryAway, at_of
 from services.gateway.sends import session_id_of
 from services.gateway.watching import AnswerViewer, attach_within
 
@@ -43,9 +44,10 @@ async def list_messages(
     parts: Gateway,
     limit: Annotated[int, Query(ge=1, le=PAGE_ROWS)] = PAGE_ROWS,
     after: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    at: Moment = None,
 ) -> MessagesReply:
-    """A session's messages in the order of their positions. after: next of the page before."""
-    return await parts.history.messages(user_id, session_id_of(user_id, session), after, limit)
+    """A session's messages in order, now or as they were. after: next of the page before."""
+    return await parts.history.messages(user_id, session_id_of(user_id, session), after, limit, at_of(at))
 
 
 async def send_message(

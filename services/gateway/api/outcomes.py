@@ -42,11 +42,12 @@ def refusal_of(outcome: OutcomeMessage) -> Refused:
 
 
 def recorded(sent: Sent, outcome: OutcomeMessage) -> dict[str, Any]:
-    """What a client is told of a message that is in the log."""
+    """What a client is told of an event that is in the log."""
+    of_turn = {} if sent.event.turn_id is None else {"turn_id": sent.event.turn_id}
     return {
+        **of_turn,
         "status": "recorded",
         "event_id": sent.event.event_id,
-        "turn_id": sent.event.turn_id,
         "session_id": sent.event.session_id,
         "position": outcome.position,
         "version": outcome.version,

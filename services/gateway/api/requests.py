@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from pydantic import Field, ValidationError
 
 from contracts.base import KEY_BYTES, Contract, Key, ModelName, Text, Uuid, parse
@@ -56,7 +56,7 @@ class MessageBody(Contract):
     on_busy: OnBusy | None = None
 
 
-class CancelBody(Contract):
+class NoBody(Contract):
     """Nothing: the address says it all."""
 
 
@@ -77,6 +77,7 @@ async def user_of(request: Request, parts: Annotated[Parts, Depends(parts_of)]) 
     return caller.user_id
 
 
+Moment = Annotated[str | None, Query(max_length=40, description="a version, or a time: 2026-11-20T10:00:00Z")]
 CurrentUser = Annotated[str, Depends(user_of)]
 Gateway = Annotated[Parts, Depends(parts_of)]
 
@@ -93,11 +94,6 @@ def key_of(request: Request) -> str | None:
     if len(values) > 1 or not 1 <= len(values[0]) <= KEY_BYTES:
         raise Refused("bad_request", f"{KEY_HEADER}: once, of 1 to {KEY_BYTES} bytes")
     return key
-
-
-def has_body(request: Request) -> bool:
-    """Whether one is announced: where none is needed, one that comes is read and checked all the same."""
-    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
 async def read_body(request: Request, shape: type[T]) -> dict[str, Any]:
@@ -118,6 +114,12 @@ async def read_body(request: Request, shape: type[T]) -> dict[str, Any]:
         raise Refused("bad_request", where_of(problems)) from error
     assert isinstance(given, dict)
     return given
+
+
+async def read_nothing(request: Request) -> None:
+    """Where no body is needed, one that comes is read and checked all the same. Raises Refused."""
+    if "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0":
+        await read_body(request, NoBody)
 
 
 def check_accepts(request: Request, media_type: str) -> None:

@@ -52,6 +52,20 @@ ROUTES: tuple[Route, ...] = (
         {200: "It is recorded", 202: _RECORDED[202]},
         ChangeBody,
     ),
+    Route(
+        "DELETE",
+        "/v1/sessions/{session}",
+        "user",
+        sessions.delete_session,
+        {200: "It is recorded", 202: _RECORDED[202]},
+    ),
+    Route(
+        "POST",
+        "/v1/sessions/{session}/restore",
+        "user",
+        sessions.restore_session,
+        {200: "It is recorded", 202: _RECORDED[202]},
+    ),
     Route("GET", "/v1/sessions/{session}/messages", "user", messages.list_messages, reply=MessagesReply),
     Route(
         "POST",

@@ -1,4 +1,4 @@
-"""Step 2, gateway/api/sessions: create, resume, list, get and change sessions.
+"""Step 2, gateway/api/sessions: create, resume, list, get, change, delete and restore sessions.
 
 Owns the session routes. Must never decide whether a session exists: history does, and a name is only another id.
 """
@@ -14,18 +14,21 @@ from starlette.responses import JSONResponse, Response
 from contracts.frames import EventFrame
 from contracts.queries import PAGE_ROWS, SessionRow, SessionsReply
 from contracts.turns import OutcomeMessage
-from services.gateway.api.outcomes import keyed, refusal_of
+from services.gateway.api.outcomes import keyed, recorded, refusal_of
 from services.gateway.api.requests import (
     JSON,
     ChangeBody,
     CurrentUser,
     Gateway,
+    Moment,
     SessionBody,
     check_accepts,
     read_body,
+    read_nothing,
 )
 from services.gateway.bus import Sent
 from services.gateway.parts import Parts
+from services.gateway.queries import at_of
 from services.gateway.sends import session_id_of
 
 
@@ -53,6 +56,37 @@ async def change_session(request: Request, session: str, user_id: CurrentUser, p
     return await keyed(request, parts, change)
 
 
+async def delete_session(request: Request, session: str, user_id: CurrentUser, parts: Gateway) -> Response:
+    """Delete a session, which stops what is unfinished in it. It can be restored for a while. It takes no body."""
+    check_accepts(request, JSON)
+    session_id = session_id_of(user_id, session)
+
+    async def delete(key: str) -> Response:
+        await read_nothing(request)
+        sent = await parts.sends.delete(user_id, session_id, key)
+        outcome = await sent.outcome_within(parts.settings.gateway_outcome_s)
+        if outcome is None:
+            return _accepted(sent)
+        if not outcome.recorded:
+            raise refusal_of(outcome)
+        return JSONResponse(recorded(sent, outcome))
+
+    return await keyed(request, parts, delete)
+
+
+async def restore_session(request: Request, session: str, user_id: CurrentUser, parts: Gateway) -> Response:
+    """Bring a deleted session back with its messages, within the time for it. It takes no body."""
+    check_accepts(request, JSON)
+    session_id = session_id_of(user_id, session)
+
+    async def restore(key: str) -> Response:
+        await read_nothing(request)
+        sent = await parts.sends.restore(user_id, session_id, key)
+        return await _session_response(parts, user_id, session_id, [sent])
+
+    return await keyed(request, parts, restore)
+
+
 async def list_sessions(
     user_id: CurrentUser,
     parts: Gateway,
@@ -63,9 +97,9 @@ async def list_sessions(
     return await parts.history.sessions(user_id, limit, before)
 
 
-async def get_session(session: str, user_id: CurrentUser, parts: Gateway) -> SessionRow:
-    """One session, by its id or as name:<its name>."""
-    return await parts.history.session(user_id, session_id_of(user_id, session))
+async def get_session(session: str, user_id: CurrentUser, parts: Gateway, at: Moment = None) -> SessionRow:
+    """One session, by its id or as name:<its name>: now, or as it was."""
+    return await parts.history.session(user_id, session_id_of(user_id, session), at_of(at))
 
 
 async def _session_response(parts: Parts, user_id: str, session_id: str, sent: Sequence[Sent]) -> Response:
@@ -74,21 +108,26 @@ async def _session_response(parts: Parts, user_id: str, session_id: str, sent: S
     for each in sent:
         outcome = await each.outcome_within(parts.settings.gateway_outcome_s)
         if outcome is None:
-            accepted = {"status": "accepted", "session_id": session_id, "event_id": each.event.event_id}
-            return JSONResponse(accepted, status_code=202, headers={"Location": f"/v1/sessions/{session_id}"})
+            return _accepted(each)
         if not outcome.recorded:
             raise refusal_of(outcome)
-        if await _began_with(parts, user_id, outcome):
+        if each.event.type == "session_started" and await _began_with(parts, user_id, outcome):
             status = 201
     row = await parts.history.session(user_id, session_id)
     parts.sends.know(user_id, row)
     return JSONResponse(row.model_dump(mode="json"), status_code=status)
 
 
+def _accepted(sent: Sent) -> Response:
+    """202: durable, and not decided yet."""
+    body = {"status": "accepted", "session_id": sent.event.session_id, "event_id": sent.event.event_id}
+    return JSONResponse(body, status_code=202, headers={"Location": f"/v1/sessions/{sent.event.session_id}"})
+
+
 async def _began_with(parts: Parts, user_id: str, outcome: OutcomeMessage) -> bool:
-    """Whether the session is new with this very event: for a live session a start is recorded without a row."""
-    if outcome.version != 1:
+    """Whether the session began, or began again, with this very event: a start of one that is there leaves no row."""
+    if outcome.version is None:
         return False
-    page = await parts.history.events(user_id, outcome.session_id, after=0, limit=1)
+    page = await parts.history.events(user_id, outcome.session_id, after=outcome.version - 1, limit=1)
     first = [EventFrame.model_validate_json(raw) for raw in page.frames]
     return any(frame.event["event_id"] == outcome.event_id for frame in first)

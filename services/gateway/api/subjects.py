@@ -27,7 +27,7 @@ _CHANNELS: tuple[tuple[str, str, type[BaseModel]], ...] = (
         Envelope,
     ),
     ("chat.feed.{user}.{session}", "Events from history, tokens from the worker, to gateways.", frames.Token),
-    ("chat.feed.{user}", "Sessions that began or were renamed, from history to gateways.", frames.EventFrame),
+    ("chat.feed.{user}", "Sessions that began, changed, went or are back, from history.", frames.EventFrame),
     ("chat.turn.{user}.{turn}", "go, stop, cancel, recorded; snapshot, asked by a gateway.", turns.Snapshot),
     ("chat.history.sessions.{user}", "Query: a page of sessions.", queries.SessionsQuery),
     ("chat.history.session.{user}", "Query: one session.", queries.SessionQuery),

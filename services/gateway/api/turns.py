@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from contracts.queries import TurnRow
 from contracts.receipts import Receipt
 from services.gateway.api.outcomes import accepted, keyed, recorded, refusal_of
-from services.gateway.api.requests import JSON, CancelBody, CurrentUser, Gateway, check_accepts, has_body, read_body
+from services.gateway.api.requests import JSON, CurrentUser, Gateway, check_accepts, read_nothing
 from services.gateway.intake import Refused
 from services.gateway.parts import Parts
 from services.gateway.sends import session_id_of, uuid_of
@@ -66,8 +66,7 @@ async def cancel_turn(request: Request, session: str, turn: str, user_id: Curren
     turn_id = uuid_of(turn, "turn_unknown")
 
     async def cancel(key: str) -> Response:
-        if has_body(request):
-            await read_body(request, CancelBody)
+        await read_nothing(request)
         sent = await parts.sends.cancel(user_id, session_id, turn_id, key)
         outcome = await sent.outcome_within(parts.settings.gateway_outcome_s)
         if outcome is None:

@@ -14,7 +14,7 @@ from typing import Any
 import aiosqlite
 
 from contracts.frames import event_frame
-from contracts.queries import PAGE_BYTES
+from contracts.queries import PAGE_BYTES, At
 from services.history.log.port import LogError, StoredOutcome
 from services.history.log.sqlite import OUTCOME_SQL, find_outcome, outcome_parameters
 
@@ -160,6 +160,35 @@ class LogReader:
             reached = row_version
         turn_id, attempt = await self._running(user_id, session_id, version)
         return SessionPage(version, bool(rows) and reached < version, turn_id, attempt, tuple(frames))
+
+    async def version_at(self, user_id: str, session_id: str, at: At) -> int:
+        """The session's last version up to this one, or that was recorded by this time; 0: it was not there yet."""
+        until = "version <= ?" if isinstance(at, int) else "recorded_at <= ?"
+        rows = await self._all(
+            f"SELECT coalesce(max(version), 0) FROM events WHERE user_id = ? AND session_id = ? AND {until}",
+            (user_id, session_id, at),
+        )
+        return int(rows[0][0])
+
+    async def deleted_after(self, user_id: str, session_id: str, version: int) -> str | None:
+        """When what was there at this version was deleted for good: not restored, but perhaps begun again since."""
+        rows = await self._all(
+            "SELECT type, json_extract(body, '$.occurred_at') FROM events"
+            " WHERE user_id = :user AND session_id = :session AND version > :version AND version <"
+            " (SELECT coalesce(min(version), 9e18) FROM events WHERE user_id = :user AND session_id = :session"
+            " AND version > :version AND type = 'session_started')"
+            " AND type IN ('session_deleted', 'session_restored') ORDER BY version DESC LIMIT 1",
+            {"user": user_id, "session": session_id, "version": version},
+        )
+        return rows[0][1] if rows and rows[0][0] == "session_deleted" else None
+
+    async def session_is_deleted(self, user_id: str, session_id: str) -> bool:
+        rows = await self._all(
+            "SELECT type FROM events WHERE user_id = ? AND session_id = ?"
+            " AND type IN ('session_started', 'session_deleted', 'session_restored') ORDER BY version DESC LIMIT 1",
+            (user_id, session_id),
+        )
+        return bool(rows) and rows[0][0] == "session_deleted"
 
     async def _running(self, user_id: str, session_id: str, version: int) -> tuple[str | None, int]:
         """The turn that was started last and has no end yet, and its attempt."""

@@ -20,8 +20,10 @@ from contracts.events import (
     ContextAssembled,
     ImportedMessage,
     SessionConfigured,
+    SessionDeleted,
     SessionImported,
     SessionRenamed,
+    SessionRestored,
     SessionStarted,
     UserMessageSubmitted,
 )
@@ -86,7 +88,7 @@ def fold(recorded: Recorded, head_of: HeadOf, encode: Callable[[Any], str]) -> l
     event = recorded.event
     data = event.data
     if isinstance(data, SessionStarted):
-        return [_session(recorded, data)]
+        return [*_emptied(recorded), _session(recorded, data)]
     touched = _touched(recorded)
     if isinstance(data, SessionRenamed):
         return [_session_set(recorded, {**touched, "title": data.title})]
@@ -95,6 +97,10 @@ def fold(recorded: Recorded, head_of: HeadOf, encode: Callable[[Any], str]) -> l
     if isinstance(data, SessionImported):
         imported: list[Change] = [_imported(recorded, index, each) for index, each in enumerate(data.messages)]
         return [*imported, _session_set(recorded, touched | ({"head": data.head} if data.head else {}))]
+    if isinstance(data, SessionDeleted):
+        return [_session_set(recorded, {**touched, "deleted_at": event.envelope.occurred_at})]
+    if isinstance(data, SessionRestored):
+        return [_session_set(recorded, {**touched, "deleted_at": None})]
     if isinstance(data, UserMessageSubmitted):
         return [*_turn(recorded, data, head_of), _session_set(recorded, {**touched, "head": data.answer_id})]
     if isinstance(data, AnswerCompleted | AnswerFailed | AnswerCancelled):
@@ -107,6 +113,14 @@ def fold(recorded: Recorded, head_of: HeadOf, encode: Callable[[Any], str]) -> l
         moved = [_turn_set(recorded, values), _answer_set(recorded, {"status": "running"})]
         return [*moved, _session_set(recorded, touched)]
     return [_session_set(recorded, touched)]
+
+
+def _emptied(recorded: Recorded) -> list[Change]:
+    """A session that begins again after a delete begins with nothing."""
+    if recorded.version == 1:
+        return []
+    tables: tuple[Table, ...] = ("sessions", "messages", "turns")
+    return [Drop(table, recorded.event.user_id, recorded.event.session_id) for table in tables]
 
 
 def _session(recorded: Recorded, data: SessionStarted) -> Put:
@@ -127,6 +141,7 @@ def _session(recorded: Recorded, data: SessionStarted) -> Put:
             "created_at": recorded.recorded_at,
             "updated_at": recorded.recorded_at,
             "place": -recorded.position,
+            "deleted_at": None,
         },
     )
 

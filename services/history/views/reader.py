@@ -6,21 +6,14 @@ from the log.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from contracts.queries import (
-    PAGE_BYTES,
-    MessageRow,
-    MessagesQuery,
-    SessionRow,
-    SessionsQuery,
-    TurnRow,
-)
+from contracts.queries import MessageRow, MessagesQuery, SessionRow, SessionsQuery, TurnRow
+from services.history.views.pages import NoSession, message_page, session_row
 from services.history.views.store import ViewStore
 
 _SESSION = """
-    SELECT session_id, name, title, model, system, on_busy, head, version, position, created_at, updated_at,
+    SELECT session_id, name, title, model, system, on_busy, head, version, position, created_at, updated_at, deleted_at,
            (SELECT turn_id FROM turns WHERE turns.user_id = sessions.user_id
               AND turns.session_id = sessions.session_id AND status IN ('waiting', 'running')
             ORDER BY position LIMIT 1) AS active_turn_id
@@ -46,32 +39,26 @@ class ViewReader:
         """A page, the latest activity first, and where the next one begins."""
         before = int(query.before) if query.before and query.before.isdigit() else 2**62
         rows = await self._all(
-            f"{_SESSION} WHERE user_id = ? AND position < ? ORDER BY position DESC LIMIT ?",
+            f"{_SESSION} WHERE user_id = ? AND position < ? AND deleted_at IS NULL ORDER BY position DESC LIMIT ?",
             (query.user_id, before, query.limit + 1),
         )
-        page = [SessionRow(**row) for row in rows[: query.limit]]
+        page = [session_row(row) for row in rows[: query.limit]]
         return page, str(page[-1].position) if len(rows) > query.limit else None
 
-    async def session(self, user_id: str, session_id: str) -> SessionRow | None:
+    async def session(self, user_id: str, session_id: str) -> SessionRow | NoSession:
+        """The session, or why there is none."""
         rows = await self._all(f"{_SESSION} WHERE user_id = ? AND session_id = ?", (user_id, session_id))
-        return SessionRow(**rows[0]) if rows else None
+        if not rows:
+            return "session_unknown"
+        return session_row(rows[0]) if rows[0]["deleted_at"] is None else "session_deleted"
 
     async def messages(self, query: MessagesQuery) -> tuple[list[MessageRow], int | None]:
-        """A page in order, at most PAGE_BYTES of text unless its first is larger, and where the next one begins."""
+        """A page in order, and where the next one begins."""
         rows = await self._all(
             f"{_MESSAGE} WHERE user_id = ? AND session_id = ? AND place > ? ORDER BY place LIMIT ?",
             (query.user_id, query.session_id, query.after, query.limit + 1),
         )
-        page: list[MessageRow] = []
-        size, place = 0, query.after
-        for row in rows[: query.limit]:
-            size += len(row["text"].encode()) + len((row["thinking"] or "").encode())
-            if page and size > PAGE_BYTES:
-                break
-            place = row.pop("place")
-            row["usage"] = json.loads(row["usage"]) if row["usage"] else None
-            page.append(MessageRow(**row))
-        return page, place if len(page) < len(rows) else None
+        return message_page(rows, query.limit)
 
     async def turn(self, user_id: str, turn_id: str) -> TurnRow | None:
         rows = await self._all(f"{_TURN} WHERE user_id = ? AND turn_id = ?", (user_id, turn_id))

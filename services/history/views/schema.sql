@@ -19,6 +19,7 @@ CREATE TABLE sessions (
     position   INTEGER NOT NULL, -- of its latest event
     created_at TEXT NOT NULL,
     updated_at TEXT NOT NULL,
+    deleted_at TEXT,             -- NULL: it is there
     place      INTEGER PRIMARY KEY, -- of its title among the words: before every message
     UNIQUE (user_id, session_id)
 ) STRICT;

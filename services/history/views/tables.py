@@ -19,7 +19,7 @@ from services.history.views.batch import Batch, Key, Row
 from services.history.views.fold import KEYS, Drop, Table
 
 # Another number: the tables or the fold changed, and the views are rebuilt under the next N.
-VIEWS_VERSION = 4
+VIEWS_VERSION = 5
 FILE_MODE = 0o600
 _BUSY_TIMEOUT_S = 5.0
 # While a long stretch is folded: its indexes stay in memory, and the write-ahead log is copied back in large pieces.

@@ -18,7 +18,7 @@ _FOUND = f"""
     LEFT JOIN messages ON messages.place = words.rowid
     LEFT JOIN sessions AS titled ON titled.place = words.rowid
     JOIN sessions ON sessions.user_id = :user AND sessions.session_id = coalesce(messages.session_id, titled.session_id)
-    WHERE words MATCH :asked ORDER BY rank LIMIT :limit
+    WHERE sessions.deleted_at IS NULL AND words MATCH :asked ORDER BY rank LIMIT :limit
 """
 
 
