@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from services.inference.settings import InferenceSettings
 
 Model = Annotated[str | None, typer.Option(help="Ask another model than the recorded one.")]
+_NAME_A_SERVER = {"model_server", "ollama_url", "openai_url"}
 # Of a difference no more is printed; --json has both texts.
 _DIFF_LINES = 40
 
@@ -77,9 +78,9 @@ async def _ask(worker: InferenceSettings, found: FoundTurn, model: str | None, *
 
 
 def _worker_settings(settings: StackSettings, flags: dict[str, str]) -> InferenceSettings:
-    """Of the stack that runs on this folder; without one, as `chatlog up` would choose."""
+    """Of the stack that runs on this folder; without one, or where flags name another server, as `chatlog up` would."""
     folder = DataFolder(settings.operator.data_dir.absolute())
-    if folder.stack_file.exists():
+    if folder.stack_file.exists() and not flags.keys() & _NAME_A_SERVER:
         running = json.loads(folder.stack_file.read_text())
         choice = Choice(running["model_server"], running["model_server_url"], "the running stack's")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from contracts.errors import ContractError
 from contracts.events import ContextAssembled, LeftOut
 from contracts.turns import QueuedContext, read_context
 from services.history.effects import Queue
-from services.history.log.port import FIRST_HASH, chain_hash
+from services.history.log.port import FIRST_HASH, LogUnreadable, chain_hash
 from services.history.log.sqlite import SqliteLog
 from services.history.tools.verify import verify
 from tests.conversing import USER, completed, message
@@ -61,18 +62,31 @@ def test_a_context_of_a_later_version_is_not_guessed_at() -> None:
         read_context(b'{"event":%b,"messages":[]}' % body)
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Iterator[Scene]:
-    """Today's recorder on that log."""
-    SqliteLog(tmp_path / "log.db", "e" * 32, NOW).close()
-    with sqlite3.connect(tmp_path / "log.db") as connection:
+def write_old(folder: Path) -> None:
+    SqliteLog(folder / "log.db", "e" * 32, NOW).close()
+    with closing(sqlite3.connect(folder / "log.db")) as connection, connection:
         for row in OLD["events"]:
             raw = {"body": row["body"].encode(), **{name: bytes.fromhex(row[name]) for name in ("body_hash", "hash")}}
             names = ", ".join(row)
             connection.execute(f"INSERT INTO events ({names}) VALUES (:{', :'.join(row)})", {**row, **raw})
-    connection.close()
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Iterator[Scene]:
+    """Today's recorder on that log."""
+    write_old(tmp_path)
     with scene(tmp_path) as made:
         yield made
+
+
+def test_a_log_of_a_later_version_ends_history_and_its_position_is_named(tmp_path: Path) -> None:
+    """Rather than fold a session without what it cannot read."""
+    write_old(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
+        later = "CAST(replace(body, '\"schema_version\":1', '\"schema_version\":3') AS BLOB)"
+        connection.execute(f"UPDATE events SET body = {later} WHERE position = 3")
+    with pytest.raises(LogUnreadable, match="position 3"):
+        Scene(tmp_path)
 
 
 def rendered_hash_of(context: QueuedContext) -> str:
