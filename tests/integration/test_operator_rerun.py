@@ -98,7 +98,7 @@ async def test_what_cannot_be_run_again_is_one_clear_line(tmp_path: Path) -> Non
             for arguments, why in (
                 (("rerun", turn), "rendered_hash"),
                 (("receipt", turn, "--user", "ann"), "ann has no turn"),
-                (("receipt", turn, "--data-dir", str(tmp_path / "none")), "no log can be read"),
+                (("receipt", turn, "--data-dir", str(tmp_path / "none")), "there is no log in"),
             ):
                 code, out, err = await chatlog(tmp_path, server, *arguments)
                 assert (code, out, why in err, err.count("\n")) == (1, "", True, 1), err

@@ -35,10 +35,13 @@ class FoundTurn:
 
 async def find_turn(folder: Path, user_id: str, turn_id: str) -> FoundTurn:
     """A turn of this user, from the log of this data folder. Raises TurnNotFound."""
+    path = folder / "log.db"
+    if not path.is_file():
+        raise TurnNotFound(f"there is no log in {folder}")
     try:
-        reader = await LogReader.open(folder / "log.db")
+        reader = await LogReader.open(path)
     except sqlite3.Error as error:
-        raise TurnNotFound(f"no log can be read in {folder}: {error}") from error
+        raise TurnNotFound(f"{path} cannot be read: {error}") from error
     try:
         session_id = await reader.session_of_turn(user_id, turn_id)
         if session_id is None:
