@@ -18,6 +18,7 @@ from services.history.evidence import evidence_of
 from services.history.log.port import Stored
 from services.history.log.reader import LogReader
 from services.history.receipt import receipt_of
+from services.history.tools.turns import TurnNotFound, find_turn
 from tests.conversing import MODEL, USER, completed, make_event, message, new_id, session_started
 from tests.recording import DIGEST, NOW, Scene, begin, cancel, ended, only, scene
 
@@ -158,12 +159,29 @@ async def test_another_users_turn_is_not_there(on: Scene) -> None:
     assert await receipt(on, said) is not None
 
 
+async def test_a_turn_that_is_not_there_is_one_clear_line(on: Scene, tmp_path: Path) -> None:
+    """For the terminal, which reads the log's file."""
+    session_id = begin(on)
+    said, _ = on.running(session_id)
+    waiting = message(session_id)
+    on.take(waiting)
+    turn = str(said.turn_id)
+    assert (await find_turn(tmp_path, USER, turn)).context.turn_id == turn
+    for folder, user_id, turn_id, why in (
+        (tmp_path, "ann", turn, "ann has no turn"),
+        (tmp_path, USER, str(waiting.turn_id), "no context was assembled"),
+        (tmp_path / "none", USER, turn, "there is no log in"),
+    ):
+        with pytest.raises(TurnNotFound, match=why):
+            await find_turn(folder, user_id, turn_id)
+
+
 async def test_a_large_one_comes_in_pages(on: Scene) -> None:
     """Each fits a message on the bus; a text that does not fit a page is one alone."""
     on.window = 10_000_000
     session_id = begin(on)
     half = PAGE_BYTES // 2 - 100
-    for number, size in enumerate([half, half, 10, PAGE_BYTES * 2]):
+    for number, size in enumerate([half, half, 10, PAGE_BYTES + 1]):
         said, _ = on.running(session_id, f"q{number}")
         on.take(completed(session_id, str(said.turn_id), text="x" * size))
     said = message(session_id, "last")
