@@ -73,6 +73,14 @@ async def test_two_users_find_their_own(on: Scene) -> None:
     assert await found(on, "same", OTHER) == [Found(theirs.session_id, said.envelope.data["message_id"])]
 
 
+async def test_what_is_deleted_is_found_again_once_it_is_restored(on: Scene) -> None:
+    session_id = begin(on)
+    on.take(message(session_id, "a word"), make_event("session_deleted", session_id, {}))
+    assert await found(on, "word") == []
+    on.take(make_event("session_restored", session_id, {}))
+    assert [each.session_id for each in await found(on, "word")] == [session_id]
+
+
 async def test_the_words_of_a_session_that_begins_again_are_gone(on: Scene) -> None:
     """Its rows are dropped, one table after the other; nothing of it stays in the index."""
     session_id, kept = new_id(), new_id()

@@ -17,9 +17,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
 
-from contracts.envelope import read_event
 from contracts.errors import ContractError
 from services.history.log.port import LogError, LogUnreadable
+from services.history.log.quick import quick_event
 from services.history.log.reader import ROW_SQL, LogRow
 from services.history.views.batch import Batch, Heads
 from services.history.views.fold import Recorded, fold
@@ -98,9 +98,8 @@ def _received(pipe: IO[bytes]) -> Iterator[Batch]:
 def _batches(connection: sqlite3.Connection, heads: Heads, after: int, last: int) -> Iterator[Batch]:
     while after < last:
         # A read of its own for each batch: a long one would keep the log's writer from taking up its write-ahead log.
-        rows = connection.execute(
-            f"{ROW_SQL} WHERE position > ? ORDER BY position LIMIT ?", (after, min(BATCH_EVENTS, last - after))
-        )
+        of_batch = (after, min(BATCH_EVENTS, last - after))
+        rows = connection.execute(f"{ROW_SQL} WHERE position > ? ORDER BY position LIMIT ?", of_batch)
         batch = fold_rows(after, (LogRow(*row) for row in rows), heads)
         if batch.position == after:
             return
@@ -110,7 +109,7 @@ def _batches(connection: sqlite3.Connection, heads: Heads, after: int, last: int
 
 def _recorded(row: LogRow) -> Recorded:
     try:
-        return Recorded(row.position, row.version, row.recorded_at, read_event(row.body))
+        return Recorded(row.position, row.version, row.recorded_at, quick_event(row.type, row.body))
     except ContractError as error:
         raise LogUnreadable(f"position {row.position} of the log: {error.reason}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from contracts.envelope import Event
@@ -80,6 +81,10 @@ Change = Put | Set | Drop
 # The answer that a session's next message follows; what the views held before this event.
 HeadOf = Callable[[str, str], str | None]
 
+# A turn's answer is named by three of its events, mostly soon after each other.
+_answer_id_of = lru_cache(1024)(answer_id_of)
+
+_ENDS = (AnswerCompleted, AnswerFailed, AnswerCancelled)
 _ENDED = {"answer_completed": "completed", "answer_failed": "failed", "answer_cancelled": "cancelled"}
 
 
@@ -103,7 +108,7 @@ def fold(recorded: Recorded, head_of: HeadOf, encode: Callable[[Any], str]) -> l
         return [_session_set(recorded, {**touched, "deleted_at": None})]
     if isinstance(data, UserMessageSubmitted):
         return [*_turn(recorded, data, head_of), _session_set(recorded, {**touched, "head": data.answer_id})]
-    if isinstance(data, AnswerCompleted | AnswerFailed | AnswerCancelled):
+    if isinstance(data, _ENDS):
         return [*_ended(recorded, data, encode), _session_set(recorded, touched)]
     if isinstance(data, ContextAssembled):
         moved: list[Change] = [_turn_set(recorded, {"model": data.model}), _answer_set(recorded, {"model": data.model})]
@@ -275,6 +280,6 @@ def _answer_set(recorded: Recorded, values: dict[str, Value]) -> Set:
     key: dict[str, Value] = {
         "user_id": event.user_id,
         "session_id": event.session_id,
-        "message_id": answer_id_of(str(event.turn_id)),
+        "message_id": _answer_id_of(str(event.turn_id)),
     }
     return Set("messages", key, values)
