@@ -8,6 +8,7 @@ one on a folder: the caller holds the folder's lock.
 from __future__ import annotations
 
 import asyncio
+import os
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +21,7 @@ from nats.js.errors import NotFoundError
 from contracts import subjects
 from services.operator import broker, programs
 from services.operator.folder import DataFolder
+from services.operator.leash import PARENT_VARIABLE
 from services.operator.plan import CannotStart, check_port
 from services.operator.settings import OperatorSettings
 from services.operator.stack import POLL_S, START_S, ignore, listens
@@ -86,7 +88,10 @@ async def _bundled(settings: OperatorSettings, folder: DataFolder) -> AsyncItera
         folder.broker_config, broker.render(programs.broker_config(settings, folder, folder.secrets()))
     )
     with (folder.logs / f"{program.name}.log").open("ab") as log:
-        server = await asyncio.create_subprocess_exec(*program.command, stdin=DEVNULL, stdout=log, stderr=log)
+        environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        server = await asyncio.create_subprocess_exec(
+            *program.command, env=environment, stdin=DEVNULL, stdout=log, stderr=log
+        )
     try:
         await _until_it_listens(server, settings.nats_port)
         yield

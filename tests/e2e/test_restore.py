@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from tests.chatting import Chatter, chatter, http, new_session, send
-from tests.commands import chatlog
+from tests.commands import chatlog, started
 from tests.faults.checker import check
 from tests.faults.journal import Journal
 from tests.faults.remains import read_evidence, unfinished_turns
@@ -180,6 +180,15 @@ async def ask(web: httpx.AsyncClient, session_id: str, text: str) -> None:
     assert answer.status_code in ACCEPTED, answer.text
 
 
+async def killed_while_its_broker_runs(up: Up, file: Path) -> None:
+    """The broker ends with it, so that the next one may start it on the same folder."""
+    restoring = started(up.environment, up.output_file, "restore", file)
+    await eventually(lambda: up.pid_of("nats-server"), reason="it has started the broker")
+    restoring.kill()
+    await up.all_gone()
+    up.output_file.unlink()
+
+
 async def test_nats_without_its_folder_goes_on_with_the_log(tmp_path: Path) -> None:
     """Nothing that was recorded is missing; that something may be, which was not, is said and has to be accepted."""
     file = tmp_path / "backup.db"
@@ -195,6 +204,7 @@ async def test_nats_without_its_folder_goes_on_with_the_log(tmp_path: Path) -> N
         shutil.rmtree(up.data / "nats")
         assert (await chatlog(up.environment, "backup", file))[0] == 0, "nothing needs to run"
         before = (up.data / "log.db").read_bytes()
+        await killed_while_its_broker_runs(up, file)
         code, output = await chatlog(up.environment, "restore", file)
         assert (code, "there is no intake stream" in output) == (1, True), output
         assert (up.data / "log.db").read_bytes() == before, "nothing is touched before it is sure"
