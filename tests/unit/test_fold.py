@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from services.history.log.port import Stored
+from services.history.log.port import LogError, Stored
 from services.history.views import tables as views
+from services.history.views.batch import Heads
+from services.history.views.filling import fold_rows
 from services.history.views.fold import KEYS, Recorded
 from services.history.views.rows import Rows
 from services.history.views.store import ViewStore
@@ -242,3 +244,15 @@ async def test_a_checkpoint_moves_with_its_rows_or_not_at_all(on: Scene, monkeyp
         assert store.position == 10
     with closing(sqlite3.connect(on.folder / "views-1.db")) as connection:
         assert connection.execute("SELECT position FROM checkpoint").fetchall() == [(10,)]
+
+
+async def test_a_batch_that_does_not_follow_is_refused(on: Scene) -> None:
+    live(on)
+    async with opened(on) as (store, reader):
+        rows = await reader.rows_after(0, 100)
+        batch = fold_rows(0, rows[:9], Heads(lambda user_id, session_id: None, 10))
+        store._tables.write(batch)
+        gap = fold_rows(10, rows[10:], Heads(lambda user_id, session_id: None, 10))
+        for wrong in (batch, gap):
+            with pytest.raises(LogError, match="does not follow"):
+                store._tables.write(wrong)

@@ -201,3 +201,24 @@ async def test_a_long_stretch_is_folded_by_a_process_beside(on: Scene, monkeypat
     break_row(on, 9)
     with pytest.raises(replay.ReplayFailed, match="position 9"):
         rebuild(on)
+
+
+async def test_rows_that_were_read_before_a_swap_are_folded_once(on: Scene) -> None:
+    """The views that serve were behind the rebuilt ones, and then ahead of them: what is seen never goes back."""
+    begun = await talk(on)
+    async with opened(on) as (store, reader):
+        on.running(begun[0], "more")
+        rows = await reader.rows_after(store.position, 100)
+        rebuild(on)
+        await store.swap(reader)
+        assert (store.path.name, store.position) == ("views-2.db", rows[-1].position)
+        await store.apply(rows)
+        assert store.position == rows[-1].position
+        rebuild(on)
+        on.running(begun[1], "and more")
+        await store.apply(await reader.rows_after(store.position, 100))
+        ahead = store.position
+        await store.swap(reader)
+        assert (store.path.name, store.position) == ("views-3.db", ahead)
+    assert rebuild(on).equal
+    assert views(on) == ["rebuild.db", "views-3.db"]

@@ -9,7 +9,7 @@ import pytest
 
 from services.history.views.batch import Batch
 from services.history.views.fold import Drop
-from services.history.views.words import Found, search
+from services.history.views.words import Found, asked_of, search
 from tests.conversing import USER, completed, make_event, message, new_id, session_started
 from tests.recording import Scene, begin, scene
 from tests.viewing import WORDS, opened, stored
@@ -60,6 +60,9 @@ async def test_nobody_finds_anothers_words_whatever_they_type(on: Scene) -> None
     assert len(await found(on, "secret x 61")) == 2
     for text in ('" OR "secret', "secret) OR (secret", "owner:secret", "secret*", "title : secret", "NOT x", "61"):
         assert await found(on, text, OTHER) == []
+        async with opened(on) as (store, _):
+            asked = (asked_of(OTHER, text),)
+            assert not await store.reading.execute_fetchall("SELECT rowid FROM words WHERE words MATCH ?", asked)
     assert await found(on, USER.encode().hex(), OTHER) == []
 
 

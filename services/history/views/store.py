@@ -119,6 +119,7 @@ class ViewStore:
             except asyncio.CancelledError:
                 self._ending = True
                 await asyncio.wait([running])
+                running.exception()  # that it ended early was asked for
                 raise
 
     def _apply(self, rows: Sequence[LogRow]) -> None:
