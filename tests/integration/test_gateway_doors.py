@@ -117,13 +117,20 @@ async def test_a_receipt_says_what_is_behind_an_answer(whole: GatewayRoad) -> No
         for turn in (waiting, running):
             await client.post(f"{turns}/{turn}/cancel")
         stopped = await client.get(f"{turns}/{waiting}/receipt")
+        await client.delete(f"/v1/sessions/{session}")
+
+        async def deleted() -> bool:
+            told = (await other.get(f"{turns}/{first['turn_id']}/receipt")).json()
+            return bool(told.get("code") == "session_deleted")
+
+        await eventually(deleted, reason="the receipt goes with its session", timeout_s=60)
     assert (receipt["system"], [each["text"] for each in receipt["messages"]]) == ("Be brief.", ["hi"])
     assert (receipt["model"], receipt["seed"], receipt["verified"], receipt["left_out"]) == (MODEL, 7, True, {})
     assert len(receipt["digest"]) == 64
     assert receipt["end"]["usage"]["prompt_tokens"] > 0
     assert receipt["budget"]["estimated"] > 0
-    for refused, code in ((early, "not_assembled"), (stopped, "not_assembled"), (elsewhere, "turn_unknown")):
-        assert refused.json()["code"] == code
+    told = [answer.json()["code"] for answer in (early, stopped, elsewhere)]
+    assert told == ["not_assembled", "not_assembled", "turn_unknown"]
 
 
 async def test_wait_for_the_answer_and_read_it_back(whole: GatewayRoad) -> None:
