@@ -21,12 +21,11 @@ from services.history.log.sqlite import OUTCOME_SQL, find_outcome, outcome_param
 
 @dataclass(frozen=True, slots=True)
 class LogRow:
-    """A stored row: its place, its type, the bytes, and the chain's hash up to it."""
+    """A stored row: its place, the bytes, and the chain's hash up to it."""
 
     position: int
     version: int
     recorded_at: str
-    type: str
     body: bytes
     hash: bytes
 
@@ -44,7 +43,7 @@ class ParkedEvent:
     size: int
 
 
-ROW_SQL = "SELECT position, version, recorded_at, type, body, hash FROM events"
+ROW_SQL = "SELECT position, version, recorded_at, body, hash FROM events"
 _PARKED_SQL = "SELECT parked_id, sequence, subject, headers, reason, parked_at, length(body) FROM parked"
 
 

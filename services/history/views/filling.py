@@ -17,9 +17,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
 
+from contracts.envelope import read_event
 from contracts.errors import ContractError
 from services.history.log.port import LogError, LogUnreadable
-from services.history.log.quick import quick_event
 from services.history.log.reader import ROW_SQL, LogRow
 from services.history.views.batch import Batch, Heads
 from services.history.views.fold import Recorded, fold
@@ -109,7 +109,7 @@ def _batches(connection: sqlite3.Connection, heads: Heads, after: int, last: int
 
 def _recorded(row: LogRow) -> Recorded:
     try:
-        return Recorded(row.position, row.version, row.recorded_at, quick_event(row.type, row.body))
+        return Recorded(row.position, row.version, row.recorded_at, read_event(row.body))
     except ContractError as error:
         raise LogUnreadable(f"position {row.position} of the log: {error.reason}") from error
 
