@@ -87,13 +87,15 @@ async def _import(bus: Bus, file: Path, user: str | None, found: str) -> tuple[S
 
 async def _import_export(bus: Bus, file: Path, user: str | None) -> Sent:
     from services.history.tools.exported_file import NotAnExport, sessions_of
-    from services.operator.sending import send_sessions
+    from services.operator.sending import Sent, send_sessions
 
+    sent = Sent()
     with file.open("rb") as stream:
         try:
-            return await send_sessions(bus, sessions_of(_lines(stream), user))
+            await send_sessions(bus, sessions_of(_lines(stream), user), sent)
         except NotAnExport as error:
-            _fail(str(error))
+            sent.problems.append(str(error))
+    return sent
 
 
 async def _import_chatgpt(bus: Bus, file: Path, user_id: str) -> tuple[Sent, Counter[str]]:

@@ -48,9 +48,8 @@ class Sent:
             self.unchanged += 1
 
 
-async def send_sessions(bus: Bus, sessions: Iterable[FileSession | Problem]) -> Sent:
-    """Each whole session of an exported file. Raises AskFailed."""
-    sent = Sent()
+async def send_sessions(bus: Bus, sessions: Iterable[FileSession | Problem], sent: Sent) -> None:
+    """Each whole session of an exported file. Raises AskFailed, and what reading the file raises."""
     for session in sessions:
         if isinstance(session, Problem):
             sent.problems.append(f"line {session.line}: {session.reason}")
@@ -61,7 +60,6 @@ async def send_sessions(bus: Bus, sessions: Iterable[FileSession | Problem]) -> 
         else:
             line = _line_of(session, refused.version)
             sent.problems.append(f"line {line}: session {session.session_id}: {refused.code}: {refused.reason}")
-    return sent
 
 
 async def send_conversation(bus: Bus, user_id: str, conversation: Conversation, sent: Sent) -> None:

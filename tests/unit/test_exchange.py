@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from contracts.base import compact
@@ -119,6 +119,8 @@ def test_an_unfinished_turn_comes_with_the_next_export(here: Scene, there: Scene
     assert statuses(imported(there, first)) == ["imported"]
     here.take(completed(session_id, str(said.turn_id), text="by now"))
     assert statuses(imported(there, exported(here))) == ["imported"], "the rest is appended"
+    shown = [json.loads(frame) for frame in there.shown()]
+    assert [(frame["version"], frame["session_id"]) for frame in shown] == [(n, session_id) for n in range(6, 10)]
     assert exported(there) == exported(here)
     assert statuses(imported(there, first)) == ["unchanged"], "a shorter file of the same session"
 
@@ -305,6 +307,7 @@ def test_the_markdown_page_keeps_texts_out_of_its_structure(here: Scene) -> None
 
 
 @given(st.text(st.sampled_from("`~\n a<"), max_size=40))
+@example("```\n</pre>")
 def test_no_text_can_end_its_fence(text: str) -> None:
     from services.history.tools.markdown import _fenced
 
