@@ -133,6 +133,8 @@ class Importing:
     def _add_messages(self, session: Session, query: ImportConversationQuery) -> None:
         if session.version == 0:
             self._append_own(session, "session_started", {"title": query.title} if query.title else {})
+        elif session.deleted_at is not None:
+            raise ImportRefused("session_deleted", "its user deleted the session", session.version)
         elif session.imported_from != query.source:
             raise ImportRefused("conflict", "the session was not imported from there", session.version)
         lacking = [each for each in query.messages if each.message_id not in session.messages]

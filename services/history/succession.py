@@ -12,7 +12,12 @@ from contracts.errors import ContractError
 from contracts.events import (
     AnswerStarted,
     ContextAssembled,
+    EventData,
+    SessionConfigured,
+    SessionDeleted,
     SessionImported,
+    SessionRenamed,
+    SessionRestored,
     SessionStarted,
     TurnClaimed,
     UserMessageSubmitted,
@@ -24,8 +29,7 @@ from services.history.session import Session, Turn
 def check_succession(session: Session, event: Event) -> None:
     """Raises ContractError(event_parked) where the event cannot be the session's next one."""
     data = event.data
-    if isinstance(data, SessionStarted) != (session.version == 0):
-        raise _wrong("a session begins once, with session_started")
+    _check_lifetime(session, data)
     if isinstance(data, TurnClaimed):
         raise _wrong("a claim is never recorded")
     if isinstance(data, UserMessageSubmitted):
@@ -34,6 +38,21 @@ def check_succession(session: Session, event: Event) -> None:
         _check_imported(session, event, data)
     elif event.turn_id is not None:
         _check_turn(session, event)
+
+
+def _check_lifetime(session: Session, data: EventData) -> None:
+    """A session begins first, and again only once it is deleted; then it may be restored, and what ran in it ends."""
+    is_there = session.version > 0 and session.deleted_at is None
+    if isinstance(data, SessionStarted):
+        follows = not is_there
+    elif isinstance(data, SessionRestored):
+        follows = session.deleted_at is not None
+    elif isinstance(data, SessionRenamed | SessionConfigured | SessionDeleted | SessionImported | UserMessageSubmitted):
+        follows = is_there
+    else:
+        follows = session.version > 0
+    if not follows:
+        raise _wrong("the session has not begun, is deleted, or is not")
 
 
 def _check_message(session: Session, event: Event, data: UserMessageSubmitted) -> None:

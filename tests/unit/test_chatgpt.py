@@ -21,7 +21,7 @@ from services.operator import json_array, sending
 from services.operator.chatgpt import Conversation, NotAConversation, read_conversation
 from services.operator.json_array import NotAnArray, array_items
 from services.operator.sending import message_parts
-from tests.conversing import USER, completed, message, new_id, session_started
+from tests.conversing import USER, completed, make_event, message, new_id, session_started
 from tests.recording import Scene, scene
 
 CONVERSATION = "6746f0a1-1111-8000-9000-000000000001"
@@ -317,6 +317,15 @@ def test_a_session_that_was_not_imported_is_left_alone(on: Scene) -> None:
     on.take(session_started(CONVERSATION))
     assert [(reply.status, reply.code) for reply in brought(on, conversation())] == [("refused", "conflict")]
     assert on.types(CONVERSATION) == ["session_started"]
+
+
+def test_a_conversation_that_its_user_deleted_stays_deleted(on: Scene) -> None:
+    brought(on, conversation())
+    on.take(make_event("session_deleted", CONVERSATION, {}))
+    assert [(reply.status, reply.code) for reply in brought(on, newer())] == [("refused", "session_deleted")]
+    on.take(make_event("session_restored", CONVERSATION, {}))
+    assert [reply.status for reply in brought(on, newer())] == ["imported"]
+    assert asked(on, "Bye.") == [*PATH, "Thanks!", "Bye."]
 
 
 @pytest.mark.parametrize(

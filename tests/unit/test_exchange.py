@@ -209,8 +209,9 @@ def retold(file: bytes, change: Callable[[dict[str, Any]], None], number: int) -
         (6, lambda event: event.update(turn_id=new_id()), "turn"),
         (6, lambda event: event.update(user_id="eve"), "another user"),
         (6, lambda event: event["data"].pop("usage"), "usage"),
-        (2, lambda event: event.update(type="session_renamed", data={"title": "x"}), "begins"),
-        (7, lambda event: event.update(type="session_started", data={}), "begins"),
+        (2, lambda event: event.update(type="session_renamed", data={"title": "x"}), "begun"),
+        (7, lambda event: event.update(type="session_started", data={}), "begun"),
+        (7, lambda event: event.update(type="session_restored", data={}), "deleted"),
     ],
 )
 def test_what_no_history_wrote_is_named_by_its_line(
@@ -333,6 +334,26 @@ def test_an_export_reads_one_moment(here: Scene) -> None:
 def test_the_log_is_opened_for_reading_only(here: Scene) -> None:
     with opened(here.path, USER) as source, pytest.raises(sqlite3.OperationalError, match="readonly"):
         source._connection.execute("DELETE FROM events")
+
+
+def test_a_deleted_session_is_exported_as_it_is_and_on_no_page(here: Scene, there: Scene) -> None:
+    """Deleted in the midst of a turn, restored, deleted, begun again: another log takes it all as it was."""
+    session_id = begin(here)
+    finished(here, session_id)
+    here.running(session_id, "stopped by the delete")
+    deleted = make_event("session_deleted", session_id, {})
+    here.take(deleted)
+    here.end([(turn, "cancelled") for turn in here.recorder.open_turns()])
+    assert statuses(imported(there, exported(here))) == ["imported"]
+    page = io.BytesIO()
+    with opened(here.path, USER) as source:
+        assert export_markdown(source, source.sessions(), page.write).sessions == 0
+    here.take(make_event("session_restored", session_id, {}), make_event("session_deleted", session_id, {}))
+    here.take(session_started(session_id, title="anew"))
+    finished(here, session_id, "again")
+    assert statuses(imported(there, exported(here))) == ["imported"]
+    assert table(there, USER) == table(here, USER)
+    assert exported(there) == exported(here)
 
 
 def test_a_line_s_end_in_an_event_s_bytes_is_kept(here: Scene, there: Scene) -> None:

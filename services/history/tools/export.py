@@ -118,16 +118,17 @@ def export_lines(source: Source, session_ids: Iterator[str], write: Write) -> Ex
 
 
 def export_markdown(source: Source, session_ids: Iterator[str], write: Write) -> Exported:
-    """One page for people, a chapter for each session. Raises ExportFailed."""
+    """One page for people, a chapter for each session that is not deleted. Raises ExportFailed."""
     done = Exported()
     for session_id in session_ids:
         until, last = source.settled(session_id)
         state = Rows()
         for line in source.events(session_id, until):
             fold_line(state, line)
-        for session in state.of("sessions", source.user_id, session_id):
+        there = [row for row in state.of("sessions", source.user_id, session_id) if row["deleted_at"] is None]
+        for session in there:
             write(page(session, state.of("messages", source.user_id, session_id)).encode())
-        done = done.with_session(until, last - until)
+        done = done.with_session(until if there else 0, last - until)
     return done
 
 
