@@ -13,13 +13,13 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from services.history.tools import replay
 from services.history.tools.compare import Comparison, Difference
-from services.history.views import filling
+from services.history.views import filling, folder
 from services.history.views.store import NotFinished, adopt
 from services.history.views.tables import View, ViewTables
 from tests.conversing import completed, new_id, session_started
@@ -118,7 +118,7 @@ async def test_a_report_is_bounded(on: Scene) -> None:
     assert Difference("messages", compared.differences[0].row, "differs in status") in compared.differences
 
 
-def die_at(folder: Path, moment: int) -> None:
+def die_at(data: Path, moment: int) -> None:
     """Rebuild, and be killed at this moment: before a table's rows, before their words, between two batches."""
     left = iter(range(moment))
 
@@ -132,7 +132,7 @@ def die_at(folder: Path, moment: int) -> None:
 
     ViewTables._put = or_die(ViewTables._put)  # type: ignore[method-assign]
     ViewTables._add_words = or_die(ViewTables._add_words)  # type: ignore[method-assign]
-    with replay.rebuilding(folder, None) as each:
+    with replay.rebuilding(data, None) as each:
         each.run(or_die(lambda _: None))
 
 
@@ -193,9 +193,16 @@ async def test_a_row_that_cannot_be_read_ends_the_rebuild_with_its_position(on: 
 
 
 async def test_a_long_stretch_is_folded_by_a_process_beside(on: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As history does at a start whose views are far behind."""
+    """By a rebuild, and by a start of history whose views are far behind."""
     await talk(on)
     monkeypatch.setattr(filling, "FAR_EVENTS", 1)
+    monkeypatch.setattr(folder, "FAR_EVENTS", 1)
+    assert rebuild(on).equal
+    for path in on.folder.glob("views-*"):
+        path.unlink()
+    async with opened(on) as (store, reader):
+        await folder.ViewFolder(store, reader, cast(Any, None)).catch_up()
+        assert store.position == await reader.last_position()
     assert rebuild(on).equal
     (on.folder / "rebuild.db").unlink()
     break_row(on, 9)

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,8 +144,8 @@ class ViewTables:
         if not rows:
             return
         columns = list(next(iter(rows.values())))
-        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(':' + column for column in columns)})"
-        self._connection.executemany(sql, rows.values())
+        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+        self._connection.executemany(sql, map(itemgetter(*columns), rows.values()))
 
     def _add_words(self, batch: Batch) -> None:
         """Of the new rows, in the order of their places: the index is written once for all of them."""
