@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from bench import streams
 from bench.figures import Result, percentile, run
 from bench.stack import Stack, stack, told_port
-from bench.watchers import Stalled, Watcher, stall, watch
+from bench.watchers import Stalled, Watcher, held_by, stall, watch
 
 IDLE_SOCKETS = 2000
 # Opened before, so that what is measured is not the first socket's share of code and pools.
@@ -150,7 +150,8 @@ class Crowd:
         self._stalled = await _limited([stall(self._port, session) for session in wanted])
 
     async def replace_cut(self) -> None:
-        gone = [place for place, each in enumerate(self._stalled) if each.cut][:REPLACED_AT_ONCE]
+        held = held_by(self._port) if self._stalled else set()
+        gone = [place for place, each in enumerate(self._stalled) if each.port not in held][:REPLACED_AT_ONCE]
         for place in gone:
             self._stalled[place].close()
             self._stalled[place] = await stall(self._port, self._sessions[place % len(self._sessions)])

@@ -11,6 +11,7 @@ import asyncio
 import json
 import socket
 import time
+from pathlib import Path
 from typing import cast
 
 from bench.streams import STAMP
@@ -34,7 +35,8 @@ PING = b"\x89\x04"
 PING_LENGTH = 6
 PONG = b"\x8a\x84\0\0\0\0"
 SHORT = 125
-ESTABLISHED = 1
+# /proc/net/tcp: columns of a row, and the state of a connection that both sides hold.
+LOCAL, REMOTE, STATE, ESTABLISHED = 1, 2, 3, "01"
 # What the kernel keeps for a stalled client is not the gateway's memory: little, so that its buffers fill soon.
 STALLED_RECEIVE_BYTES = 4096
 
@@ -135,15 +137,26 @@ class Stalled:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self.since = time.monotonic()
 
     @property
-    def cut(self) -> bool:
-        """Whether the gateway has ended it. One that does not read is told by nobody: the kernel is asked."""
-        return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != ESTABLISHED
+    def port(self) -> int:
+        return int(self._socket.getsockname()[1])
 
     def close(self) -> None:
         self._socket.close()
+
+
+def held_by(port: int) -> set[int]:
+    """The ports of those whose connection the server at this port still holds. A client that is cut while it does not
+    read goes on to look connected on its own side (measured): the word of the end has no room there.
+    """
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    held = (row for row in rows if row[STATE] == ESTABLISHED and _port(row[LOCAL]) == port)
+    return {_port(row[REMOTE]) for row in held}
+
+
+def _port(address: str) -> int:
+    return int(address.partition(":")[2], 16)
 
 
 async def stall(port: int, session: str) -> Stalled:
