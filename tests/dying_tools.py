@@ -35,7 +35,7 @@ def put_back(folder: Path, step: Callable[[], None]) -> None:
     data = folder / "data"
     with (
         restore.writing_alone(data),
-        restore.prepared(data, restore.continuation(found, TOLD), lambda done, total: step()) as new,
+        restore.prepared(data, restore.continuation(found, TOLD, data), lambda done, total: step()) as new,
     ):
         restore.put_in_place(new, data, found.note())
 

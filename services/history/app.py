@@ -141,7 +141,7 @@ class History:
         queries = Queries(self.writer.epoch, self.reader, ViewReader(store), travel, self.views, self.writer)
         queries.register(self.bus, self.status, self.thread.broke)
         Parking(self.reader, self.writer).register(self.bus, self.thread.broke)
-        Imports(self.writer).register(self.bus, self.thread.broke)
+        Imports(self.writer, self._folder).register(self.bus, self.thread.broke)
         Swapping(self.views).register(self.bus, self.thread.broke)
         await self.bus.start()
 

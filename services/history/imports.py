@@ -6,7 +6,9 @@ codes only.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -21,6 +23,7 @@ from contracts.imports import (
     ImportReply,
 )
 from contracts.queries import read_request
+from services.history.backup_note import note_import
 from services.history.importing import Importing
 from services.history.queries import OnBroken, Question, serve
 from services.history.writer import Writer
@@ -38,8 +41,9 @@ CONCURRENT_QUERIES = 1
 class Imports:
     """One handler per query."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, folder: Path) -> None:
         self._writer = writer
+        self._folder = folder
 
     def register(self, bus: Bus, on_broken: OnBroken) -> None:
         self._serve(bus, "import_check", self._answered(ImportCheckQuery, Importing.check), on_broken)
@@ -54,6 +58,8 @@ class Imports:
         async def answer(message: NatsMessage) -> bytes:
             query = read_request(shape, message.body)
             reply = await self._writer.import_into(lambda importing: work(importing, query))
+            if reply.status == "imported":
+                await asyncio.to_thread(note_import, self._folder, self._writer.position)
             told = {"session_id": query.session_id, "by": query.by, "status": reply.status, "code": reply.code}
             log.info("import_asked", query=shape.__name__, version=reply.version, **told)
             return dump(reply)

@@ -53,7 +53,7 @@ def refused_in_a_line() -> Iterator[None]:
 
 def _restore(settings: OperatorSettings, folder: DataFolder, file: Path, accept_gap: bool) -> Iterator[str]:
     found = tool.read_backup(file)
-    going_on = swap.continuation(found, asyncio.run(intake.told(settings, folder)))
+    going_on = swap.continuation(found, asyncio.run(intake.told(settings, folder)), folder.root)
     if going_on.gap and not accept_gap:
         raise swap.RestoreRefused(f"{going_on.gap}; --accept-gap goes on without it")
     if going_on.gap:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from services.history.backup_note import IMPORTED
 from tests.chatting import chatter, http, new_session, send
 from tests.environments import plain_environment
 from tests.installations import Installation
@@ -83,7 +84,10 @@ async def test_a_chatgpt_zip_becomes_sessions_that_one_chats_on_in(running: Inst
     file = tmp_path / "chatgpt.zip"
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("export/conversations.json", json.dumps([conversation(), {"mapping": {}}]))
+    noted = running.folder / "data" / IMPORTED
+    assert not noted.exists()
     code, _, said = await chatlog(running, "import", str(file))
+    assert noted.exists(), "a backup of before lacks it for good"
     assert code == 1, "one of the two has no id"
     assert said.splitlines() == [
         "conversation 2: no conversation_id",

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from contracts.envelope import read_event
-from services.history.backup_note import BackupNote, NoteUnreadable, read_note
+from services.history.backup_note import BackupNote, NoteUnreadable, newest_backup, note_import, read_note
 from services.history.continuity import Stream, first_kept, kept_from
 from services.history.log.port import FIRST_HASH, Cursor, Stored, chain_hash
 from services.history.log.sqlite import SqliteLog
@@ -240,10 +240,29 @@ NONE = b'{"error": {"description": "stream not found", "code": 404}}'
 def test_a_gap_is_found_and_said_with_its_numbers(
     log: SqliteLog, tmp_path: Path, intake: bytes, cursor: Cursor, gap: str | None
 ) -> None:
-    going_on = continuation(back_up(tmp_path / "data/log.db", tmp_path / "b.db", quietly), intake)
+    going_on = continuation(back_up(tmp_path / "data/log.db", tmp_path / "b.db", quietly), intake, tmp_path / "data")
     assert going_on.cursor == cursor
     assert (going_on.gap is None) == (gap is None)
     assert re.search(gap or "^$", going_on.gap or "")
+
+
+def test_what_was_imported_after_a_backup_is_a_gap_that_no_intake_closes(log: SqliteLog, tmp_path: Path) -> None:
+    data, stream = tmp_path / "data", Stream(STREAM, 1, 95, 1)
+    backup = back_up(data / "log.db", tmp_path / "first.db", quietly)
+    append(log, EARLY + 5)
+    note_import(data, EARLY + 3)
+    standing = newest_backup(data, stream)
+    assert standing is not None
+    for gap in (standing.gap, continuation(backup, told(1, 95), data).gap):
+        assert gap is not None
+        assert "imported up to position 43" in gap
+    later = back_up(data / "log.db", tmp_path / "later.db", quietly)
+    standing = newest_backup(data, stream)
+    assert standing is not None
+    assert (standing.gap, continuation(later, told(1, 95), data).gap) == (None, None), "it has them"
+    log.close()
+    restored(data, backup, backup.cursor)
+    assert continuation(backup, told(1, 95), data).gap is None, "the log that had them is gone"
 
 
 def restored(data: Path, backup: Backup, cursor: Cursor) -> Path | None:
@@ -375,6 +394,6 @@ def test_a_restore_that_ends_at_any_step_leaves_the_old_or_the_new(template: Pat
             head = connection.execute("SELECT hash FROM events WHERE position = ?", (note.position,)).fetchone()
         assert head[0].hex() == note.hash, "the log holds the newest backup, whichever log it is"
         backup = read_backup(folder / "old.db")
-        restored(data, backup, continuation(backup, TOLD).cursor)
+        restored(data, backup, continuation(backup, TOLD, data).cursor)
         assert at(data / "log.db")[0] == EARLY, "and once more, to its end"
         assert not list(folder.rglob("*.part"))

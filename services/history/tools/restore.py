@@ -15,7 +15,14 @@ from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from services.history.backup_note import BackupNote, sync_folder, write_note
+from services.history.backup_note import (
+    BackupNote,
+    NoteUnreadable,
+    forget_imports,
+    imported_after,
+    sync_folder,
+    write_note,
+)
 from services.history.continuity import Stream, check_stream, gap_between, read_stream
 from services.history.log.port import Cursor
 from services.history.log.sqlite import LogLocked, take_lock
@@ -52,8 +59,8 @@ class Continuation:
     gap: str | None
 
 
-def continuation(backup: Backup, intake: bytes) -> Continuation:
-    """intake: what the server says of the stream. Raises RestoreRefused where that says nothing."""
+def continuation(backup: Backup, intake: bytes, folder: Path) -> Continuation:
+    """intake: what the server says of the stream. Raises RestoreRefused where that says nothing, or a note does not."""
     stream = read_stream(intake)
     if stream == _NO_STREAM:
         cursor = Cursor(None, 0)  # whichever stream is made is followed from its start
@@ -64,7 +71,12 @@ def continuation(backup: Backup, intake: bytes) -> Continuation:
         gap = gap_between(stream, backup.cursor)
     else:
         raise RestoreRefused(f"the intake cannot be asked: {stream}")
-    return Continuation(backup, cursor, gap and f"the backup ends at event {backup.cursor.sequence}; {gap}")
+    try:
+        gaps = [gap, imported_after(folder, backup.position)]
+    except NoteUnreadable as error:
+        raise RestoreRefused(str(error)) from error
+    told = "; ".join(filter(None, gaps))
+    return Continuation(backup, cursor, f"the backup ends at event {backup.cursor.sequence}; {told}" if told else None)
 
 
 @contextmanager
@@ -99,6 +111,7 @@ def put_in_place(new: Path, folder: Path, note: BackupNote) -> Path | None:
     kept = _set_aside(folder / LOG, f"log-{datetime.now(UTC):%Y-%m-%dT%H%M%S}Z.db")
     os.replace(new, folder / LOG)
     sync_folder(folder)
+    forget_imports(folder)
     _drop_views(folder)
     return kept
 
