@@ -33,6 +33,7 @@ from services.operator.receipt import receipt
 from services.operator.replay import replay
 from services.operator.rerun import rerun
 from services.operator.running import AskFailed, folder_of, on_bus, on_history
+from services.operator.sessions import show_session
 from services.operator.settings import load_all, parse_flags
 from services.operator.stack import DOWN_S
 from services.operator.verify import verify
@@ -63,6 +64,7 @@ parked_app = typer.Typer(no_args_is_help=True, help="Events that history could n
 app.add_typer(parked_app, name="parked")
 app.command(name="verify", context_settings=ANY_SETTING)(verify)
 app.command(name="replay", context_settings=ANY_SETTING)(replay)
+app.command(name="show", context_settings=ANY_SETTING)(show_session)
 app.command(name="backup", context_settings=ANY_SETTING)(backups.backup)
 app.command(name="restore", context_settings=ANY_SETTING)(backups.restore)
 app.command(name="receipt", context_settings=ANY_SETTING)(receipt)
