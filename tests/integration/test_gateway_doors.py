@@ -117,18 +117,10 @@ async def test_a_receipt_says_what_is_behind_an_answer(whole: GatewayRoad) -> No
         for turn in (waiting, running):
             await client.post(f"{turns}/{turn}/cancel")
         stopped = await client.get(f"{turns}/{waiting}/receipt")
-        await client.delete(f"/v1/sessions/{session}")
-
-        async def deleted() -> bool:
-            told = (await other.get(f"{turns}/{first['turn_id']}/receipt")).json()
-            return bool(told.get("code") == "session_deleted")
-
-        await eventually(deleted, reason="the receipt goes with its session", timeout_s=60)
     assert (receipt["system"], [each["text"] for each in receipt["messages"]]) == ("Be brief.", ["hi"])
     assert (receipt["model"], receipt["seed"], receipt["verified"], receipt["left_out"]) == (MODEL, 7, True, {})
     assert len(receipt["digest"]) == 64
-    assert receipt["end"]["usage"]["prompt_tokens"] > 0
-    assert receipt["budget"]["estimated"] > 0
+    assert min(receipt["end"]["usage"]["prompt_tokens"], receipt["budget"]["estimated"]) > 0
     told = [answer.json()["code"] for answer in (early, stopped, elsewhere)]
     assert told == ["not_assembled", "not_assembled", "turn_unknown"]
 
@@ -353,6 +345,7 @@ async def test_a_session_is_deleted_restored_and_begun_again(whole: GatewayRoad)
         for gone in (
             await other.get(at),
             await client.get(f"{at}/messages"),
+            await client.get(f"{at}/turns/{said['turn_id']}/receipt"),
             await client.get(f"{at}/events"),
             await other.patch(at, json={"title": "new"}),
             await client.post(f"{at}/messages", json={"text": "hi"}),
