@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 4
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 
-.PHONY: up down status test soak pauses simulate mutants containers check bench bench-sockets contracts lock clean
+.PHONY: up down status test soak pauses simulate mutants containers check bench bench-sockets bench-log contracts lock clean
 .DEFAULT_GOAL := up
 
 # The box's two wheels (130 MB) are installed only where the choice of the model server falls on it.
@@ -65,6 +65,19 @@ bench: $(VENV)/.runtime
 bench-sockets: $(VENV)/.runtime
 	$(BIN)/python -m bench.sockets $(ARGS)
 
+# The log's figures: appends, verify, folds, beside PyPI's eventsourcing in an environment of its own, in the same run.
+# ARGS="--folder data-bench" keeps the generated log.
+bench-log: $(VENV)/.runtime $(VENV)/eventsourcing/.installed
+	$(BIN)/python -m bench.append
+	$(BIN)/python -m bench.replay $(ARGS)
+
+$(VENV)/eventsourcing/.installed: bench/eventsourcing.lock $(VENV)/.created
+	@echo "installing eventsourcing, to measure beside it (once)"
+	@$(BIN)/python -m venv $(VENV)/eventsourcing
+	@$(VENV)/eventsourcing/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
+	--require-hashes -r bench/eventsourcing.lock
+	@touch $@
+
 # JSON Schemas and the reference pages that are generated from the code.
 contracts: $(VENV)/.dev
 	$(BIN)/python -m contracts.generate
@@ -75,6 +88,7 @@ lock: $(VENV)/.dev
 	$(COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["box"], sep="\n")' \
 	| $(COMPILE) - --no-deps --output-file requirements-box.lock
+	echo eventsourcing | $(COMPILE) - --output-file bench/eventsourcing.lock
 
 # Removes what was installed; the data folder stays.
 clean:

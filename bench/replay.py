@@ -1,0 +1,139 @@
+"""Beside the road: a long log read again: verified, compared with its views, folded; and what that takes in memory.
+
+Owns a generated log of a million events (`--events`; `--folder` keeps it) and the commands as an operator types them.
+Memory is PSS, of all processes of a command together, at its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bench.beside import ask
+from bench.figures import Result, run
+from bench.generated import SEED, Use, write_log
+from bench.stack import ROOT, NotMeasured, pss_kib
+from services.history.log.sqlite import SqliteLog
+from services.history.session import Session, evolve
+from services.history.views.filling import fill
+from services.history.views.tables import ViewTables
+
+EVENTS = 1_000_000
+FOLDED = 20_000
+REPEATS = 3
+LOOK_EVERY_S = 0.05
+# Writing a million events, folding and reading them, three times: an hour on a machine that is busy with other things.
+WITHIN_S = 3600.0
+
+
+async def measure(events: int = EVENTS, folder: Path | None = None, repeats: int = REPEATS) -> Result:
+    return await asyncio.to_thread(_measure, events, folder, repeats)
+
+
+def _measure(events: int, folder: Path | None, repeats: int) -> Result:
+    result = Result("replay", f"{events} generated events, each command {repeats} times; memory is PSS at its peak")
+    with _log_of(events, folder) as data:
+        _views_of(data, events)
+        for name, flags, at_least in (("verify", [], 250_000), ("verify --views", ["--views"], 80_000)):
+            rates, peaks = zip(
+                *(_command(data, events, ["verify", "--json", *flags]) for _ in range(repeats)), strict=True
+            )
+            result.add(name, "events/s", rates, at_least=at_least)
+            result.add(f"{name}: memory", "MB", peaks, at_most=250)
+    _compare_folds(result, repeats)
+    return result
+
+
+@contextmanager
+def _log_of(events: int, folder: Path | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="chatlog-bench-") as temporary:
+        data = folder or Path(temporary)
+        data.mkdir(exist_ok=True, parents=True)
+        if not (data / "log.db").exists():
+            write_log(data / "log.db", events)
+        yield data
+
+
+def _views_of(data: Path, events: int) -> None:
+    tables = ViewTables(data / "views-1.db")
+    try:
+        fill(data / "log.db", tables, events, lambda position: None)
+    finally:
+        tables.close()
+
+
+def _command(data: Path, events: int, words: list[str]) -> tuple[float, float]:
+    """Events a second, and the peak of memory in MB. From the first line of Python to the last word."""
+    command = [sys.executable, "-m", "services.operator", *words, "--data-dir", str(data)]
+    began = time.perf_counter()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, _memory_mb(process.pid))
+            time.sleep(LOOK_EVERY_S)  # pace: of looking at its memory
+        took = time.perf_counter() - began
+        assert process.stdout is not None
+        said = json.loads(process.stdout.read())
+    if not said["holds"] or said["position"] != events:
+        raise NotMeasured(f"{words}: {said['findings'][:3]}")
+    return events / took, peak
+
+
+def _memory_mb(pid: int) -> float:
+    pids, found = [pid], 0.0
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            pids += map(int, (task / "children").read_text().split())
+    for each in pids:
+        with suppress(OSError):  # it has ended
+            found += pss_kib(Path(f"/proc/{each}")) / 1024
+    return found
+
+
+def _compare_folds(result: Result, repeats: int) -> None:
+    """The write side's fold: every session's state from its stored events, as after a restart."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    bodies = [row.event.body for row in itertools.islice(Use(SEED).rows(), FOLDED)]
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory(prefix="chatlog-bench-") as folder:
+            write_log(Path(folder) / "log.db", FOLDED)
+            ours.append(_fold(Path(folder) / "log.db"))
+            theirs.append(ask("fold", bodies, Path(folder) / "beside")["per_s"])
+    result.add("fold of all sessions", "events/s", ours)
+    result.add("fold of all sessions, eventsourcing", "events/s", theirs)
+    times = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    result.add("fold, times", "x", times, at_least=4)
+
+
+def _fold(path: Path) -> float:
+    log = SqliteLog(path, "", "")
+    sessions = log._connection.execute("SELECT user_id, session_id FROM events WHERE version = 1").fetchall()
+    events, began = 0, time.perf_counter()
+    with log.look() as tx:
+        for user_id, session_id in sessions:
+            session = Session(user_id, session_id)
+            for stored in tx.session_rows(user_id, session_id):
+                evolve(session, stored.event, stored.position)
+                events += 1
+    took = time.perf_counter() - began
+    log.close()
+    return events / took
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Verify, compare and fold a long log.")
+    parser.add_argument("--events", type=int, default=EVENTS)
+    parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    asked = parser.parse_args()
+    run(lambda: measure(asked.events, asked.folder, asked.repeats), within_s=WITHIN_S).tell()
