@@ -10,21 +10,22 @@ import argparse
 import asyncio
 import itertools
 import json
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from bench.beside import ask
 from bench.figures import Result, run
 from bench.generated import SEED, Use, write_log
 from bench.stack import ROOT, NotMeasured, pss_kib
-from services.history.log.sqlite import SqliteLog
-from services.history.session import Session, evolve
-from services.history.views.filling import fill
+from services.history.log.reader import ROW_SQL, LogRow
+from services.history.views.batch import Heads
+from services.history.views.filling import HEADS_KEPT, fill, fold_rows
 from services.history.views.tables import ViewTables
 
 EVENTS = 1_000_000
@@ -100,7 +101,7 @@ def _memory_mb(pid: int) -> float:
 
 
 def _compare_folds(result: Result, repeats: int) -> None:
-    """The write side's fold: every session's state from its stored events, as after a restart."""
+    """Every session's state from the stored events."""
     ours: list[float] = []
     theirs: list[float] = []
     bodies = [row.event.body for row in itertools.islice(Use(SEED).rows(), FOLDED)]
@@ -116,18 +117,12 @@ def _compare_folds(result: Result, repeats: int) -> None:
 
 
 def _fold(path: Path) -> float:
-    log = SqliteLog(path, "", "")
-    sessions = log._connection.execute("SELECT user_id, session_id FROM events WHERE version = 1").fetchall()
-    events, began = 0, time.perf_counter()
-    with log.look() as tx:
-        for user_id, session_id in sessions:
-            session = Session(user_id, session_id)
-            for stored in tx.session_rows(user_id, session_id):
-                evolve(session, stored.event, stored.position)
-                events += 1
-    took = time.perf_counter() - began
-    log.close()
-    return events / took
+    """What a rebuild does with the log's rows, but for the writing."""
+    began = time.perf_counter()
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as log:
+        rows = (LogRow(*row) for row in log.execute(f"{ROW_SQL} ORDER BY position"))
+        batch = fold_rows(0, rows, Heads(lambda user_id, session_id: None, HEADS_KEPT))
+    return batch.position / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":
