@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from contracts.envelope import read_event
 from contracts.errors import ContractError
-from services.history.log.quick import quick_event
 from services.history.tools.findings import Findings
 from services.history.views.fold import KEYS, Recorded, Table
 from services.history.views.rows import Row, Rows
 
 _BEGUN = "SELECT user_id, session_id FROM events WHERE version = 1 AND position BETWEEN ? AND ? AND position <= ?"
 _EVENTS = (
-    "SELECT position, version, recorded_at, type, body FROM events"
+    "SELECT position, version, recorded_at, body FROM events"
     " WHERE user_id = ? AND session_id = ? AND position <= ? ORDER BY version"
 )
 # A row of a session that the log does not know.
@@ -76,8 +76,8 @@ class ViewsCheck:
     def _compare_session(self, views: sqlite3.Connection, session: Session, folded: int) -> int:
         rows, events, position = Rows(), 0, 0
         try:
-            for position, version, recorded_at, event_type, body in self._log.execute(_EVENTS, (*session, folded)):
-                rows.fold(Recorded(position, version, recorded_at, quick_event(event_type, body)))
+            for position, version, recorded_at, body in self._log.execute(_EVENTS, (*session, folded)):
+                rows.fold(Recorded(position, version, recorded_at, read_event(body)))
                 events += 1
         except (ContractError, KeyError, sqlite3.DatabaseError) as error:
             self._findings.add(position, f"cannot be folded: {error or type(error).__name__}")
