@@ -25,7 +25,7 @@ from services.history.views.batch import Batch, Heads
 from services.history.views.fold import Recorded, fold
 from services.history.views.tables import VIEWS, View, ViewTables
 
-# One transaction, and one message between the two processes. Larger ones gain little and take memory (measured).
+# One transaction, and one message between the two processes: most turns lie within one, and it takes 30 MB (measured).
 BATCH_EVENTS = 16_384
 # Less than this is folded sooner than a process starts.
 FAR_EVENTS = 4 * BATCH_EVENTS
@@ -119,7 +119,7 @@ def _reading(path: Path) -> sqlite3.Connection:
 
 
 def _fold_for_another(log: Path, views: Path, after: int, last: int, pipe: IO[bytes]) -> None:
-    # Nothing here makes cycles, and a collector that looks for them costs a fifth (measured).
+    # Nothing here makes cycles; looking for them took a quarter of a busy service's time (runtime/lifecycle).
     gc.disable()
     with closing(_reading(log)) as connection, closing(_reading(views)) as stored:
 

@@ -71,8 +71,8 @@ CREATE TABLE turns (
 CREATE INDEX turns_in_order ON turns (user_id, session_id, position);
 
 -- The words of texts and titles, under the row's place. owner: hex(user_id), one token, which each query holds: nobody's
--- words are found by another. The index keeps no text; what leaves it is told to it (SQLite 3.40 has no other way).
+-- words are found by another. The index keeps no text; what leaves it is told to it (docs/adr/0009).
 CREATE VIRTUAL TABLE words USING fts5 (owner, title, text, content = '', tokenize = 'unicode61');
 
--- What one transaction adds is sorted in memory up to here: a rebuild takes a third less time (measured).
+-- What one transaction adds is sorted in memory up to here: all of a rebuild's batch (docs/adr/0009).
 INSERT INTO words (words, rank) VALUES ('hashsize', 16777216);
