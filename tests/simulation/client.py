@@ -64,6 +64,15 @@ class Client:
     def cancel(self, gateway: Gateway, turn_id: str) -> Send:
         return self._do(gateway, intake.cancel(self._request("cancel_requested", len(self.sends)), turn_id))
 
+    def delete(self, gateway: Gateway) -> Send:
+        return self._do(gateway, intake.delete(self._request("session_deleted", len(self.sends))))
+
+    def restore(self, gateway: Gateway) -> Send:
+        return self._do(gateway, self.undo())
+
+    def undo(self) -> Event:
+        return intake.restore(self._request("session_restored", len(self.sends)))
+
     def repeat(self, gateway: Gateway, send: Send) -> None:
         """The same again, under the same key: its outcome is not known, or was not believed."""
 

@@ -84,6 +84,17 @@ class Core(RuleBasedStateMachine):
         if turns and (through := self.world.gateway(gateway)) is not None:
             self.world.clients[client].cancel(through, turns[-1 - which % len(turns)])
 
+    @rule(client=clients, gateway=gateways)
+    def delete(self, client: int, gateway: int) -> None:
+        if (through := self.world.gateway(gateway)) is not None:
+            self.world.clients[client].delete(through)
+            self.world.deleted = True
+
+    @rule(client=clients, gateway=gateways)
+    def restore(self, client: int, gateway: int) -> None:
+        if (through := self.world.gateway(gateway)) is not None:
+            self.world.clients[client].restore(through)
+
     @rule(client=clients, gateway=gateways, at_bookmark=st.booleans())
     def attach(self, client: int, gateway: int, at_bookmark: bool) -> None:
         if (through := self.world.gateway(gateway)) is not None:

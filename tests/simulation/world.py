@@ -57,6 +57,7 @@ class World:
         self._delayed_until: dict[str, float] = {}
         self._server_up_at = 0.0
         self.frames_lost = False
+        self.deleted = False
         sessions = [self.new_id() for _ in range(3)]
         self.clients = [
             Client(f"window-{window}", user, sessions[number], self.truth)
@@ -289,6 +290,8 @@ class World:
         self._delayed_until = dict.fromkeys(self._delayed_until, self.now_s)
         if self.frames_lost:
             self._say_one_thing_more()
+        if self.deleted:
+            self._restore_all()
         for second in range(REST_WITHIN_S):
             self.live(1)
             if second % REPEAT_EVERY_S == 0:
@@ -303,6 +306,11 @@ class World:
         """A lost frame shows by the one after it: here it is."""
         for client in self.clients:
             self.rename(client, "more")
+
+    def _restore_all(self) -> None:
+        """Nobody is shown a deleted session from its start: who has not seen it yet waits until it is back."""
+        for client in self.clients:
+            self.server.put_event(delivered(client.undo(), reply=None))
 
     def _repeat_what_is_unknown(self) -> None:
         for client in self.clients:
