@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,10 +50,11 @@ class Crowd:
         text = f"message {next(self.numbers)}"
         async with http(self.up.http()) as web:
             while True:
-                answer = await send(web, session_id, text, headers={"Idempotency-Key": text})
-                if answer.status_code in ACCEPTED:
-                    self.accepted.append(text)
-                    text = f"message {next(self.numbers)}"
+                with suppress(httpx.TransportError):  # it may be accepted or not: the same key is sent again
+                    answer = await send(web, session_id, text, headers={"Idempotency-Key": text})
+                    if answer.status_code in ACCEPTED:
+                        self.accepted.append(text)
+                        text = f"message {next(self.numbers)}"
                 await asyncio.sleep(PACE_S)  # pace: people type
 
     async def more(self, count: int, reason: str) -> None:
