@@ -6,7 +6,7 @@ never guess at a type or schema_version that it does not know: a reader parks th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from contracts import events, upcasters
 from contracts.base import Contract, Time, UserId, Uuid, compact, data_hash, parse
 from contracts.errors import ContractError
+from contracts.quick import event_form
 
 
 class Envelope(Contract):
@@ -32,31 +33,23 @@ class Envelope(Contract):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event that was read: its envelope, its data in the newest shape, and the bytes it was read from."""
+    """An event that was read: what it is about, its data in the newest shape, and the bytes that it was read from."""
 
-    envelope: Envelope
+    event_id: str
+    type: str
+    user_id: str
+    session_id: str
+    turn_id: str | None
     data: events.EventData
     body: bytes
+    _envelope: list[Envelope] = field(default_factory=list, compare=False, repr=False)
 
     @property
-    def type(self) -> str:
-        return self.envelope.type
-
-    @property
-    def event_id(self) -> str:
-        return self.envelope.event_id
-
-    @property
-    def user_id(self) -> str:
-        return self.envelope.user_id
-
-    @property
-    def session_id(self) -> str:
-        return self.envelope.session_id
-
-    @property
-    def turn_id(self) -> str | None:
-        return self.envelope.turn_id
+    def envelope(self) -> Envelope:
+        """All that the bytes say, the data as it was received. Read when it is asked for: a fold never does."""
+        if not self._envelope:
+            self._envelope.append(Envelope.model_validate(_parsed(self.body), extra="ignore"))
+        return self._envelope[0]
 
     @property
     def data_hash(self) -> str:
@@ -64,8 +57,22 @@ class Event:
         return data_hash(self.envelope.data)
 
 
+_read_as_written = event_form(Envelope)
+
+
 def read_event(body: bytes) -> Event:
     """The event in body. Raises ContractError(event_parked) for what this version cannot read."""
+    try:
+        read = _read_as_written(body)
+    except ValidationError:
+        return _read_with_care(body)
+    return Event(
+        read["event_id"], read["type"], read["user_id"], read["session_id"], read.get("turn_id"), read["data"], body
+    )
+
+
+def _read_with_care(body: bytes) -> Event:
+    """What is not just as today's writers write it: older shapes, fields of later, and what is wrong with the rest."""
     value = _parsed(body)
     try:
         envelope = Envelope.model_validate(value, extra="ignore")
@@ -75,7 +82,7 @@ def read_event(body: bytes) -> Event:
         raise ContractError("event_parked", _where(error)) from error
     if events.needs_turn(envelope.type) and envelope.turn_id is None:
         raise ContractError("event_parked", f"{envelope.type} without turn_id")
-    return Event(envelope=envelope, data=data, body=body)
+    return _event(envelope, data, body)
 
 
 def write_event(envelope: Envelope) -> Event:
@@ -88,7 +95,12 @@ def write_event(envelope: Envelope) -> Event:
     except ValidationError as error:
         raise ContractError("event_parked", _where(error)) from error
     body = compact(envelope.model_dump(mode="json", exclude_none=True, exclude={"data"}) | {"data": envelope.data})
-    return Event(envelope=envelope, data=data, body=body)
+    return _event(envelope, data, body)
+
+
+def _event(envelope: Envelope, data: events.EventData, body: bytes) -> Event:
+    of = envelope
+    return Event(of.event_id, of.type, of.user_id, of.session_id, of.turn_id, data, body, [of])
 
 
 def _parsed(body: bytes) -> Any:

@@ -77,7 +77,7 @@ def _check_belt(world: World) -> None:
             if not ends:
                 continue
             event = ends[-1].event
-            again = replace(event, envelope=event.envelope.model_copy(update={"event_id": world.new_id()}))
+            again = replace(event, event_id=world.new_id())
             try:
                 tx.append(Stored(tx.last_position() + 1, rows[-1].version + 1, ends[-1].recorded_at, again))
             except LogError:

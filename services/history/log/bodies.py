@@ -8,19 +8,15 @@ writers make it is None here, and read_event is to be asked.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
-from types import NoneType, UnionType
-from typing import Annotated, Any, NotRequired, TypeGuard, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict
+from pydantic import TypeAdapter, ValidationError
 
 from contracts import events
-from contracts.base import Text, UserId, compact
+from contracts.base import UserId, compact
 from contracts.errors import ContractError
+from contracts.quick import Fields, Form, data_form
 
-Fields = dict[str, Any]
 # event_id, user_id, session_id, turn_id, type, schema_version: what the log keeps of an envelope beside its body. Text
 # is the file's own bytes here: nothing is decoded that is only compared.
 Columns = tuple[bytes, bytes, bytes, bytes | None, bytes, int]
@@ -102,49 +98,7 @@ def _quoted(user_id: bytes) -> bytes:
 
 _USER = TypeAdapter[str](UserId)
 
-# A field that today's writers do not write may be nested deeper than read_event allows: forbidden. Ids come once.
-_AS_WRITTEN = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, cache_strings="keys")
-# JSON in UTF-8 that holds a lone surrogate is none for pydantic's parser: what Text asks has been asked by then.
-_IS_TEXT = get_args(Text)[1]
-
-
-def _typed_dict(model: type[BaseModel]) -> Any:
-    """The same fields without objects and without calls into Python. Raises TypeError for a model that asks more than
-    its fields do.
-    """
-    asked = model.__pydantic_decorators__
-    if asked.validators or asked.field_validators or asked.root_validators or asked.model_validators:
-        raise TypeError(f"{model.__name__} has a validator of its own")
-    fields: Fields = {}
-    for name, field in model.model_fields.items():
-        kind = _plain(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)
-        fields[name] = kind if field.is_required() else NotRequired[kind]
-    return with_config(_AS_WRITTEN)(TypedDict(model.__name__, fields))  # type: ignore[operator]
-
-
-def _plain(kind: Any) -> Any:
-    origin = get_origin(kind)
-    if origin is Annotated:
-        base, *asked = get_args(kind)
-        asked = [each for each in asked if each != _IS_TEXT]
-        return Annotated[(_plain(base), *asked)] if asked else _plain(base)
-    if origin in (Union, UnionType):
-        return Union[tuple(_plain(each) for each in get_args(kind))]  # noqa: UP007
-    if origin is list:
-        return list[_plain(get_args(kind)[0])]  # type: ignore[misc]
-    return _typed_dict(kind) if _is_model(kind) else kind
-
-
-def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
-    return isinstance(kind, type) and kind is not NoneType and issubclass(kind, BaseModel)
-
-
-def _forms() -> dict[tuple[bytes, int], Callable[[bytes], Fields]]:
-    made: dict[tuple[bytes, int], Callable[[bytes], Fields]] = {}
-    for event_type, (schema_version, shape) in events.REGISTRY.items():
-        adapter: TypeAdapter[Fields] = TypeAdapter(_typed_dict(shape))
-        made[event_type.encode(), schema_version] = adapter.validator.validate_json
-    return made
-
-
-_FORMS = _forms()
+_FORMS: dict[tuple[bytes, int], Form] = {
+    (event_type.encode(), schema_version): data_form(shape)
+    for event_type, (schema_version, shape) in events.REGISTRY.items()
+}

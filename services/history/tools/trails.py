@@ -11,7 +11,8 @@ from contextlib import suppress
 
 from contracts.envelope import read_event
 from contracts.errors import ContractError
-from services.history.log.bodies import Columns, Fields, read_data, take_apart
+from contracts.quick import Fields
+from services.history.log.bodies import Columns, read_data, take_apart
 from services.history.tools.trail import Ids, Trail
 
 # Ids take some 200 bytes each, and two generations of them are held: 20 MB.

@@ -15,7 +15,8 @@ from typing import Any
 from contracts.base import data_hash as hash_of_data
 from contracts.envelope import Event, read_event
 from contracts.errors import ContractError
-from services.history.log.bodies import Fields, read_data, take_apart
+from contracts.quick import Fields
+from services.history.log.bodies import read_data, take_apart
 from services.history.log.port import FIRST_HASH, link
 from services.history.tools.findings import Findings
 from services.history.tools.trails import Trails
