@@ -27,7 +27,7 @@ down status: $(VENV)/.runtime
 	@$(BIN)/chatlog $@
 
 test: check $(VENV)/.box
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Breaks each safeguard (or those that ARGS names) by its patch in tests/faults/mutations: a test must catch it.
 mutants: $(VENV)/.dev

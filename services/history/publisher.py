@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 import nats.errors
+import nats.js.errors
 import structlog
 
 from contracts import subjects
@@ -111,6 +112,11 @@ class Publisher:
         subject = subjects.context("answer", effect.model, effect.turn_id)
         try:
             jetstream = self._bus.jetstream(PUBLISH_TIMEOUT_S)
-            await heeding_cancel(jetstream.purge_stream(subjects.CONTEXT_STREAM, subject=subject))
+            message = await heeding_cancel(jetstream.get_last_msg(subjects.CONTEXT_STREAM, subject))
+            # By its sequence: after a purge of its subject the server forgets earlier contexts that workers hold, and
+            # delivers them to nobody ever again (measured: nats-server 2.15.1).
+            await heeding_cancel(jetstream.delete_msg(subjects.CONTEXT_STREAM, message.seq or 0))
+        except nats.js.errors.NotFoundError:
+            return  # a worker has acked it
         except (nats.errors.Error, OSError) as error:
-            log.warning("context_not_purged", turn_id=effect.turn_id, error=type(error).__name__)
+            log.warning("context_not_removed", turn_id=effect.turn_id, error=type(error).__name__)

@@ -12,6 +12,7 @@ from contracts import subjects
 from contracts.envelope import Event
 from services.history.effects import Queue, Unqueue
 from services.history.publisher import Publisher
+from services.runtime import streams
 from tests.brokers import broker
 from tests.conversing import MODEL, USER, claim, make_event, message, new_id, talker
 from tests.polling import eventually
@@ -142,4 +143,30 @@ async def test_a_context_that_is_on_its_way_when_it_is_withdrawn_does_not_stay(t
             return (state.last_seq, state.messages) == (WITHDRAWN, 0)
 
         await eventually(all_came_and_went, reason="every context was queued and purged", timeout_s=SOON_S)
+        await publisher.stop()
+
+
+async def test_a_withdrawn_context_takes_no_other_one_along(tmp_path: Path) -> None:
+    """Purged by its subject, one context made the server forget an earlier one that a worker held: killed with it, that
+    turn waited for ever (the soak's seed 1366058749).
+    """
+    async with broker(tmp_path) as nats, talker(nats) as talk:
+        jetstream, publisher = talk.bus.jetstream(), Publisher(talk.bus)
+        held, withdrawn, later = new_id(), new_id(), new_id()
+        for turn_id in (held, withdrawn, later):
+            await jetstream.publish(subjects.context("answer", MODEL, turn_id), turn_id.encode())
+        consumer = await streams.ensure_context_consumer(jetstream, MODEL)
+        pull = await jetstream.pull_subscribe_bind(consumer, subjects.CONTEXT_STREAM)
+        first, _ = await pull.fetch(2, timeout=SOON_S)
+        await publisher.carry_out([Unqueue(withdrawn, MODEL)])
+
+        async def is_withdrawn() -> bool:
+            return (await jetstream.stream_info(subjects.CONTEXT_STREAM)).state.messages == 2
+
+        await eventually(is_withdrawn, reason="the withdrawn context is gone", timeout_s=SOON_S)
+        [next_one] = await pull.fetch(1, timeout=SOON_S)
+        await next_one.ack_sync()
+        await first.nak()
+        [again] = await pull.fetch(1, timeout=SOON_S)
+        assert again.data == held.encode()
         await publisher.stop()

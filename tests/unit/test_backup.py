@@ -133,6 +133,13 @@ def spoil_a_page(file: Path) -> None:
         handle.write(b"\x07" * size)
 
 
+def spoil_a_row(file: Path) -> None:
+    """In a way that SQLite has nothing against."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("UPDATE events SET recorded_at = '2020-01-01T00:00:00.000Z' WHERE position = 2")
+        connection.commit()
+
+
 def cut(file: Path) -> None:
     with file.open("r+b") as handle:
         handle.truncate(file.stat().st_size // 2)
@@ -153,14 +160,24 @@ def write_words(file: Path) -> None:
     file.write_text("not a database, but as long as one" * 1000)
 
 
-@pytest.mark.parametrize("spoil", [spoil_a_page, cut, shorten, a_plain_copy, write_words, Path.unlink])
+@pytest.mark.parametrize("spoil", [spoil_a_page, spoil_a_row, cut, shorten, a_plain_copy, write_words, Path.unlink])
 def test_a_file_that_is_no_whole_backup_is_refused(log: SqliteLog, tmp_path: Path, spoil: object) -> None:
     file = tmp_path / "backup.db"
     back_up(tmp_path / "data/log.db", file, quietly)
     assert callable(spoil)
     spoil(file)
-    with pytest.raises(BackupRefused, match=r"is damaged|is not a backup"):
+    with pytest.raises(BackupRefused, match=r"is damaged|is not a backup|there is no"):
         read_backup(file)
+
+
+def test_a_damaged_log_does_not_go_over_the_last_good_backup(log: SqliteLog, tmp_path: Path) -> None:
+    source, file = tmp_path / "data/log.db", tmp_path / "backup.db"
+    good = back_up(source, file, quietly)
+    spoil_a_row(source)
+    with pytest.raises(BackupRefused, match="no backup was made: the log is damaged: position 2: "):
+        back_up(source, file, quietly, force=True)
+    assert read_backup(file) == good
+    assert names(tmp_path) == ["backup.db", "data"]
 
 
 def test_a_full_disk_leaves_what_was_there(log: SqliteLog, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from contracts.base import time_text
 from services.history.backup_note import BackupNote, sync_folder, write_note
 from services.history.log.port import FIRST_HASH, Cursor
 from services.history.log.sqlite import SCHEMA_VERSION
+from services.history.tools.findings import Findings
+from services.history.tools.verify_rows import Walk
 from services.runtime.version import VERSION
 
 # Of each step of a copy, after which its progress is told.
@@ -75,7 +77,9 @@ def back_up(log: Path, file: Path, progress: Progress, *, force: bool = False) -
             _stamp(part)
         except sqlite3.Error as error:
             raise BackupRefused(f"no backup was made: {error}") from error
-        made = read_backup(part)
+        if (damage := _damage_of(part)) is not None:
+            raise BackupRefused(f"no backup was made: the log is damaged: {damage}; `chatlog verify` says more")
+        made = _read(part)
         sync_file(part)
         _check_free(file, force)
         os.replace(part, file)
@@ -86,14 +90,18 @@ def back_up(log: Path, file: Path, progress: Progress, *, force: bool = False) -
 
 
 def read_backup(file: Path) -> Backup:
-    """What it says of itself, once SQLite finds it whole and its last event is the one that it names. Raises
-    BackupRefused.
-    """
+    """What it says of itself, once each of its rows is found to be what was written. Raises BackupRefused."""
+    if not file.exists():
+        raise BackupRefused(f"there is no {file}")
+    made = _read(file)
+    if (damage := _damage_of(file)) is not None:
+        raise BackupRefused(f"{file} is damaged: {damage}")
+    return made
+
+
+def _read(file: Path) -> Backup:
     try:
         with closing(read_only(file)) as connection:
-            [(found,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
-            if found != "ok":
-                raise BackupRefused(f"{file} is damaged: {found}")
             [(made_at, version, position, head)] = connection.execute(
                 "SELECT made_at, version, position, hash FROM backup"
             ).fetchall()
@@ -102,6 +110,24 @@ def read_backup(file: Path) -> Backup:
             return Backup(file, made_at, version, _cursor_of(connection), position, head)
     except (sqlite3.Error, ValueError) as error:
         raise BackupRefused(f"{file} is not a backup that can be read: {error}") from error
+
+
+def _damage_of(file: Path) -> str | None:
+    """What is wrong with it first: SQLite's word of its pages, or a row that is not what was written. A copy that went
+    over the last good one would be worse than none.
+    """
+    findings = Findings()
+    try:
+        with closing(read_only(file)) as connection:
+            [(found,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
+            if found != "ok":
+                return str(found)
+            position, _ = head_of(connection)
+            connection.text_factory = bytes
+            Walk(connection, findings, lambda events: None).walk(1, position)
+    except sqlite3.Error as error:
+        return str(error)
+    return next((f"position {each.position}: {each.what}" for each in findings.told()), None)
 
 
 def copy_log(source: Path, target: Path, progress: Progress) -> None:
