@@ -20,7 +20,7 @@ import pytest
 
 from contracts.envelope import read_event
 from services.history.backup_note import BackupNote, NoteUnreadable, newest_backup, note_import, read_note
-from services.history.continuity import Stream, first_kept, kept_from
+from services.history.continuity import Stream
 from services.history.log.port import FIRST_HASH, Cursor, Stored, chain_hash
 from services.history.log.sqlite import SqliteLog
 from services.history.tools.backup import Backup, BackupRefused, back_up, read_backup
@@ -196,33 +196,6 @@ def test_a_full_disk_leaves_what_was_there(log: SqliteLog, tmp_path: Path) -> No
     assert "BackupRefused: no backup was made: d" in done.stderr  # database or disk is full, or disk I/O error
     assert read_backup(file) == first
     assert names(tmp_path) == ["backup.db", "data"]
-
-
-OURS = Stream(STREAM, first_sequence=30, last_sequence=95, bytes=500)
-
-
-@pytest.mark.parametrize(
-    ("stream", "backup", "kept"),
-    [
-        (OURS, Cursor(STREAM, 40), 41),
-        (OURS, Cursor(STREAM, 29), 30),
-        (OURS, Cursor(STREAM, 20), None),  # gone already: nothing more is kept for it
-        (OURS, Cursor("another", 40), None),
-        (Stream(STREAM, 30, 95, bytes=1001), Cursor(STREAM, 40), None),  # the half is for what is new
-    ],
-)
-def test_the_intake_keeps_what_the_newest_backup_needs(stream: Stream, backup: Cursor, kept: int | None) -> None:
-    assert kept_from(stream, backup, hold_bytes=1000) == kept
-
-
-@pytest.mark.parametrize(
-    ("consumed", "young_from", "needed_from", "kept"),
-    [(94, 96, None, 95), (95, 60, None, 60), (95, 96, 41, 41), (95, 60, 70, 60), (10, 96, 41, 11)],
-)
-def test_a_purge_leaves_what_is_not_consumed_young_or_needed(
-    consumed: int, young_from: int, needed_from: int | None, kept: int
-) -> None:
-    assert first_kept(consumed, young_from, needed_from) == kept
 
 
 def test_a_note_that_says_nothing_is_not_the_absence_of_a_backup(tmp_path: Path) -> None:
