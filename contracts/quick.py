@@ -23,12 +23,11 @@ Form = Callable[[bytes], Fields]
 _AS_WRITTEN = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, cache_strings="keys")
 # JSON in UTF-8 that holds a lone surrogate is none for pydantic's parser: what Text asks has been asked by then.
 _IS_TEXT = get_args(Text)[1]
-# A time that is one by its form alone: 29 February is not always there.
 _IS_TIME = get_args(Time)[1]
-_DAY = "(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31"
-_PLAIN_TIME = StringConstraints(
-    pattern=rf"^20[0-9][0-9]-({_DAY})T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{{3}}Z$"
-)
+_DAY = "(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31"
+# A time that is one by its form alone: 29 February is not always there.
+PLAIN_TIME = rf"20[0-9][0-9]-(?:{_DAY})T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{{3}}Z"
+_PLAIN_TIME = StringConstraints(pattern=f"^{PLAIN_TIME}$")
 
 
 def data_form(shape: type[BaseModel]) -> Form:

@@ -6,7 +6,6 @@ imported when it is asked for: every other command starts without it.
 
 from __future__ import annotations
 
-import getpass
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from services.operator.running import on_history
+from services.operator.running import AskFailed, on_history
 from services.operator.settings import load_all, parse_flags
 
 if TYPE_CHECKING:
@@ -67,21 +66,14 @@ def _swap(context: typer.Context, folder: Path) -> str:
 
 
 async def _ask(bus: Bus) -> str:
-    from contracts import subjects
-    from contracts.base import dump
-    from contracts.queries import Failure, read_reply
     from contracts.replay import SWAP_QUERY, SwapViewsQuery, SwapViewsReply
     from services.history.tools.replay import ReplayFailed
-    from services.runtime.bus import NoAnswer, NotSent
+    from services.operator.queries import ask, who
 
-    query = dump(SwapViewsQuery(by=_who()))
     try:
-        raw = await bus.request(subjects.operator_query(SWAP_QUERY), query, SWAP_TIMEOUT_S)
-        reply = read_reply(SwapViewsReply, raw)
-    except (NotSent, NoAnswer) as error:
-        raise ReplayFailed("history does not answer; the views are rebuilt, and `chatlog replay` asks again") from error
-    if isinstance(reply, Failure):
-        raise ReplayFailed(f"history says {reply.error}")
+        reply = await ask(bus, SWAP_QUERY, SwapViewsQuery(by=who()), SwapViewsReply, SWAP_TIMEOUT_S)
+    except AskFailed as error:
+        raise ReplayFailed(f"{error}; the views are rebuilt, and `chatlog replay` asks again") from error
     if reply.status == "refused":
         raise ReplayFailed(f"history refuses: {reply.reason}")
     return reply.file
@@ -136,14 +128,6 @@ def _progress(rebuild: Rebuild, *, shown: bool) -> Iterator[Callable[[int], None
             bar.update(task, completed=position, total=max(rebuild.last, position))
 
         yield told
-
-
-def _who() -> str:
-    """For history's log: the account that runs the command."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's uid without a name
-        return "unknown"
 
 
 def _end(line: str) -> None:

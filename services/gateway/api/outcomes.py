@@ -54,15 +54,23 @@ def recorded(sent: Sent, outcome: OutcomeMessage) -> dict[str, Any]:
     }
 
 
+async def outcome_response(parts: Parts, sent: Sent) -> Response:
+    """The outcome, where that is all there is to tell; 202 where it takes longer. Raises Refused."""
+    outcome = await sent.outcome_within(parts.settings.gateway_outcome_s)
+    if outcome is None:
+        return accepted(sent)
+    if not outcome.recorded:
+        raise refusal_of(outcome)
+    return JSONResponse(recorded(sent, outcome))
+
+
 def accepted(sent: Sent) -> Response:
-    """202: durable, and not decided yet. The Location holds all that any gateway needs to answer."""
-    body = {
-        "status": "accepted",
-        "event_id": sent.event.event_id,
-        "turn_id": sent.event.turn_id,
-        "session_id": sent.event.session_id,
-    }
-    return JSONResponse(body, status_code=202, headers={"Location": turn_address(sent)})
+    """202: durable, and not decided yet. A turn's Location holds all that any gateway needs to answer."""
+    event = sent.event
+    of_turn = {} if event.turn_id is None else {"turn_id": event.turn_id}
+    address = f"/v1/sessions/{event.session_id}" if event.turn_id is None else turn_address(sent)
+    body = {**of_turn, "status": "accepted", "event_id": event.event_id, "session_id": event.session_id}
+    return JSONResponse(body, status_code=202, headers={"Location": address})
 
 
 def turn_address(sent: Sent) -> str:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from contracts.frames import EventFrame
 from contracts.queries import PAGE_ROWS, SessionRow, SessionsReply
 from contracts.turns import OutcomeMessage
-from services.gateway.api.outcomes import keyed, recorded, refusal_of
+from services.gateway.api.outcomes import accepted, keyed, outcome_response, refusal_of
 from services.gateway.api.requests import (
     JSON,
     ChangeBody,
@@ -64,12 +64,7 @@ async def delete_session(request: Request, session: str, user_id: CurrentUser, p
     async def delete(key: str) -> Response:
         await read_nothing(request)
         sent = await parts.sends.delete(user_id, session_id, key)
-        outcome = await sent.outcome_within(parts.settings.gateway_outcome_s)
-        if outcome is None:
-            return _accepted(sent)
-        if not outcome.recorded:
-            raise refusal_of(outcome)
-        return JSONResponse(recorded(sent, outcome))
+        return await outcome_response(parts, sent)
 
     return await keyed(request, parts, delete)
 
@@ -108,7 +103,7 @@ async def _session_response(parts: Parts, user_id: str, session_id: str, sent: S
     for each in sent:
         outcome = await each.outcome_within(parts.settings.gateway_outcome_s)
         if outcome is None:
-            return _accepted(each)
+            return accepted(each)
         if not outcome.recorded:
             raise refusal_of(outcome)
         if each.event.type == "session_started" and await _began_with(parts, user_id, outcome):
@@ -116,12 +111,6 @@ async def _session_response(parts: Parts, user_id: str, session_id: str, sent: S
     row = await parts.history.session(user_id, session_id)
     parts.sends.know(user_id, row)
     return JSONResponse(row.model_dump(mode="json"), status_code=status)
-
-
-def _accepted(sent: Sent) -> Response:
-    """202: durable, and not decided yet."""
-    body = {"status": "accepted", "session_id": sent.event.session_id, "event_id": sent.event.event_id}
-    return JSONResponse(body, status_code=202, headers={"Location": f"/v1/sessions/{sent.event.session_id}"})
 
 
 async def _began_with(parts: Parts, user_id: str, outcome: OutcomeMessage) -> bool:

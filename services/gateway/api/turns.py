@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Query, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from contracts.queries import TurnRow
 from contracts.receipts import Receipt
-from services.gateway.api.outcomes import accepted, keyed, recorded, refusal_of
+from services.gateway.api.outcomes import keyed, outcome_response
 from services.gateway.api.requests import JSON, CurrentUser, Gateway, check_accepts, read_nothing
 from services.gateway.intake import Refused
 from services.gateway.parts import Parts
@@ -68,12 +68,7 @@ async def cancel_turn(request: Request, session: str, turn: str, user_id: Curren
     async def cancel(key: str) -> Response:
         await read_nothing(request)
         sent = await parts.sends.cancel(user_id, session_id, turn_id, key)
-        outcome = await sent.outcome_within(parts.settings.gateway_outcome_s)
-        if outcome is None:
-            return accepted(sent)
-        if not outcome.recorded:
-            raise refusal_of(outcome)
-        return JSONResponse(recorded(sent, outcome))
+        return await outcome_response(parts, sent)
 
     return await keyed(request, parts, cancel)
 

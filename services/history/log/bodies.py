@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from contracts import events
 from contracts.base import UserId, compact
 from contracts.errors import ContractError
-from contracts.quick import Fields, Form, data_form
+from contracts.quick import PLAIN_TIME, Fields, Form, data_form
 
 # event_id, user_id, session_id, turn_id, type, schema_version: what the log keeps of an envelope beside its body. Text
 # is the file's own bytes here: nothing is decoded that is only compared.
@@ -31,9 +31,7 @@ _TIME_CHARS = 24
 _CAUSE_END = len(_CAUSE) + _ID_CHARS
 _BETWEEN = b',"event_id":"%b","occurred_at":"'
 _BETWEEN_CHARS = len(_BETWEEN) - len(b"%b") + _ID_CHARS
-# A time that is one by its form alone: 29 February is not always there.
-_DAY = rb"(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)"
-_is_time = re.compile(rb"20\d\d-" + _DAY + rb"T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z").fullmatch
+_is_time = re.compile(PLAIN_TIME.encode()).fullmatch
 _is_uuid = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
 _TURNLESS = frozenset(each.encode() for each in events.REGISTRY if not events.needs_turn(each))
 # So many ids are spoken of side by side; one that was forgotten is only looked at again.

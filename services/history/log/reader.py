@@ -19,6 +19,11 @@ from services.history.log.port import LogError, StoredOutcome
 from services.history.log.sqlite import OUTCOME_SQL, find_outcome, outcome_parameters
 
 
+def read_only(path: Path) -> sqlite3.Connection:
+    """A connection to the log, or to views, that cannot write, for who does not wait in an event loop."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+
+
 @dataclass(frozen=True, slots=True)
 class LogRow:
     """A stored row: its place, the bytes, and the chain's hash up to it."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from contracts.base import time_text
 from services.history.backup_note import BackupNote, sync_folder, write_note
 from services.history.log.port import FIRST_HASH, Cursor
+from services.history.log.reader import read_only
 from services.history.log.sqlite import SCHEMA_VERSION
 from services.history.tools.findings import Findings
 from services.history.tools.verify_rows import Walk
@@ -132,7 +133,7 @@ def _damage_of(file: Path) -> str | None:
 
 def copy_log(source: Path, target: Path, progress: Progress) -> None:
     """One moment of source, whatever is written to it meanwhile. target is there, and empty. Raises sqlite3.Error."""
-    with closing(read_only(source)) as log, closing(_connect(target, "rw")) as copy:
+    with closing(read_only(source)) as log, closing(_writing(target)) as copy:
         found = log.execute("PRAGMA user_version").fetchone()[0]
         if found != SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"{source} has schema {found}; this version reads {SCHEMA_VERSION}")
@@ -174,12 +175,9 @@ def head_of(connection: sqlite3.Connection) -> tuple[int, bytes]:
     return found or (0, FIRST_HASH)
 
 
-def read_only(path: Path) -> sqlite3.Connection:
-    return _connect(path, "ro")
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+def _writing(path: Path) -> sqlite3.Connection:
+    """To a file that is there: none is made."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
 
 
 def _cursor_of(connection: sqlite3.Connection) -> Cursor:
@@ -187,7 +185,7 @@ def _cursor_of(connection: sqlite3.Connection) -> Cursor:
 
 
 def _stamp(copy: Path) -> None:
-    with closing(_connect(copy, "rw")) as connection:
+    with closing(_writing(copy)) as connection:
         connection.execute("BEGIN")
         connection.execute(_STAMP)
         made_at = time_text(datetime.now(UTC))

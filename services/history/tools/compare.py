@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.history.log.reader import read_only
 from services.history.views.tables import VIEWS_VERSION
 
 # More of one kind say nothing new.
@@ -54,7 +55,7 @@ class _Rows:
 
 def compare(serving: Path, rebuilt: Path, fold_to: Callable[[int], None]) -> Comparison:
     """The serving views as they are now, and the rebuilt ones once they are folded to the same position."""
-    with closing(sqlite3.connect(f"file:{serving}?mode=ro", uri=True, isolation_level=None)) as connection:
+    with closing(read_only(serving)) as connection:
         connection.execute("ATTACH ? AS rebuilt", (f"file:{rebuilt}?mode=ro",))
         try:
             return _compare(connection, fold_to)

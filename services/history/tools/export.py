@@ -16,6 +16,7 @@ from pathlib import Path
 from contracts.envelope import read_event
 from contracts.errors import ContractError
 from contracts.events import TERMINALS
+from services.history.log.reader import read_only
 from services.history.tools.lines import Close, End, EventLine, Header, write_line
 from services.history.tools.markdown import page
 from services.history.views.fold import Recorded
@@ -89,7 +90,7 @@ def opened(log: Path, user_id: str) -> Iterator[Source]:
     if not log.exists():
         raise ExportFailed(f"there is no log at {log}")
     try:
-        connection = sqlite3.connect(f"file:{log}?mode=ro", uri=True, isolation_level=None)
+        connection = read_only(log)
         try:
             connection.execute("BEGIN")
             yield Source(connection, user_id)

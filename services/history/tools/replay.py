@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from services.history.log.port import LogError
+from services.history.log.reader import read_only
 from services.history.log.sqlite import LogLocked, take_lock
 from services.history.tools.compare import Comparison, compare
 from services.history.views.filling import Told, fill
@@ -83,7 +84,7 @@ class Rebuild:
     @property
     def last(self) -> int:
         """The log's last position."""
-        with closing(_reading(self._log)) as log:
+        with closing(read_only(self._log)) as log:
             [(last,)] = log.execute("SELECT coalesce(max(position), 0) FROM events")
         return int(last)
 
@@ -106,7 +107,7 @@ class Rebuild:
                 return False
         except (sqlite3.DatabaseError, ValueError):
             return False
-        with closing(_reading(self._log)) as log:
+        with closing(read_only(self._log)) as log:
             there = log.execute("SELECT position, hash FROM events WHERE position = ?", (found[0],)).fetchone()
         return found[0] == 0 or there == found
 
@@ -128,7 +129,7 @@ class Rebuild:
         serving = newest_views(self._folder)
         if serving is None:
             raise ReplayFailed("no views serve yet: rebuild all of them")
-        with closing(_reading(serving)) as source, closing(sqlite3.connect(self.path)) as copy:
+        with closing(read_only(serving)) as source, closing(sqlite3.connect(self.path)) as copy:
             source.backup(copy, pages=_COPIED_PAGES)
         self.path.chmod(0o600)
         with closing(ViewTables(self.path)) as tables:
@@ -175,19 +176,15 @@ def install(folder: Path) -> Path | None:
 
 def _rebuilding(path: Path) -> tuple[Any, int]:
     """Which view it is about, and its goal. Raises ValueError where it is not a rebuild."""
-    with closing(_reading(path)) as connection:
+    with closing(read_only(path)) as connection:
         [(only, goal)] = connection.execute("SELECT only_view, goal FROM rebuild").fetchall()
     return only, goal
 
 
 def _position_of(views: Path) -> int:
-    with closing(_reading(views)) as connection:
+    with closing(read_only(views)) as connection:
         try:
             [(position,)] = connection.execute("SELECT position FROM checkpoint")
         except sqlite3.DatabaseError:
             return 0
     return int(position)
-
-
-def _reading(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)

@@ -25,6 +25,7 @@ from services.history.backup_note import (
 )
 from services.history.continuity import Stream, check_stream, gap_between, read_stream
 from services.history.log.port import Cursor
+from services.history.log.reader import read_only
 from services.history.log.sqlite import LogLocked, take_lock
 from services.history.tools.backup import (
     BESIDE,
@@ -34,7 +35,6 @@ from services.history.tools.backup import (
     copy_log,
     head_of,
     new_file_beside,
-    read_only,
     sync_file,
 )
 from services.history.views.store import remove_views

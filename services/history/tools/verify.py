@@ -18,11 +18,13 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from services.history.log.port import FIRST_HASH
+from services.history.log.reader import read_only
 from services.history.tools.findings import Finding, Findings
 from services.history.tools.verify_file import check_file
 from services.history.tools.verify_heads import check_heads, heads_in
 from services.history.tools.verify_rows import Walk
-from services.history.tools.verify_views import ViewsCheck, serving_views
+from services.history.tools.verify_views import ViewsCheck
+from services.history.views.store import newest_views
 
 # Stretches are handed out one after the other, large ones first: both processes end at about the same time, and few
 # sessions are cut in two.
@@ -68,7 +70,7 @@ def verify(folder: Path, told: Told, *, views: bool = False, processes: int = 2)
         raise VerifyFailed(f"there is no log in {folder}")
     heads = heads_in(folder, findings)
     last, head = _head_of(path, findings)
-    work = _Work(path, last, serving_views(folder) if views else None)
+    work = _Work(path, last, newest_views(folder) if views else None)
     if processes > 1:
         with _second_process(work, findings):
             work.walk(findings, told)
@@ -166,7 +168,7 @@ def _head_of(path: Path, findings: Findings) -> tuple[int, bytes]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as connection:
+    with closing(read_only(path)) as connection:
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         yield connection
 

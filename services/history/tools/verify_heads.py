@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.history.log.reader import read_only
 from services.history.tools.findings import Findings
 
 BACKUP_NOTE = "backup.json"
@@ -50,7 +51,7 @@ def check_heads(connection: sqlite3.Connection, heads: list[Head], last: int, fi
 def _of_views(folder: Path, findings: Findings) -> Iterator[Head]:
     for path in sorted(folder.glob("views-*.db")):
         try:
-            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            with closing(read_only(path)) as connection:
                 position, known = connection.execute("SELECT position, hash FROM checkpoint").fetchone()
         except (sqlite3.DatabaseError, TypeError) as error:
             findings.add(0, f"the checkpoint of {path.name} cannot be read ({error}); `chatlog replay` rebuilds views")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from contracts.envelope import read_event
 from contracts.errors import ContractError
+from services.history.log.reader import read_only
 from services.history.tools.findings import Findings
 from services.history.views.fold import KEYS, Recorded, Table
 from services.history.views.rows import Row, Rows
@@ -67,7 +68,7 @@ class ViewsCheck:
     def _views(self) -> Iterator[sqlite3.Connection]:
         """A connection to the views; what cannot be read of them is told."""
         try:
-            with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None)) as views:
+            with closing(read_only(self._path)) as views:
                 views.row_factory = sqlite3.Row
                 yield views
         except (sqlite3.DatabaseError, TypeError) as error:
@@ -108,10 +109,3 @@ class ViewsCheck:
 
 def _named(key: Iterable[object]) -> str:
     return "/".join(str(part) for part in key)
-
-
-def serving_views(folder: Path) -> Path | None:
-    """The views that history serves, or would: the newest; None where there are none."""
-    found = {int(path.stem.removeprefix("views-")): path for path in folder.glob("views-*.db")
-             if path.stem.removeprefix("views-").isdigit()}  # fmt: skip
-    return found[max(found)] if found else None

@@ -20,7 +20,7 @@ from typing import IO
 from contracts.envelope import read_event
 from contracts.errors import ContractError
 from services.history.log.port import LogError, LogUnreadable
-from services.history.log.reader import ROW_SQL, LogRow
+from services.history.log.reader import ROW_SQL, LogRow, read_only
 from services.history.views.batch import Batch, Heads
 from services.history.views.fold import Recorded, fold
 from services.history.views.tables import VIEWS, View, ViewTables
@@ -67,7 +67,7 @@ def fill(log: Path, tables: ViewTables, last: int, told: Told, only: frozenset[V
 
 @contextmanager
 def _folded_here(log: Path, tables: ViewTables, after: int, last: int) -> Iterator[Iterator[Batch]]:
-    with closing(_reading(log)) as connection:
+    with closing(read_only(log)) as connection:
         yield _batches(connection, Heads(tables.head_of, HEADS_KEPT), after, last)
 
 
@@ -114,14 +114,10 @@ def _recorded(row: LogRow) -> Recorded:
         raise LogUnreadable(f"position {row.position} of the log: {error.reason}") from error
 
 
-def _reading(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
-
-
 def _fold_for_another(log: Path, views: Path, after: int, last: int, pipe: IO[bytes]) -> None:
     # Nothing here makes cycles; looking for them took a quarter of a busy service's time (runtime/lifecycle).
     gc.disable()
-    with closing(_reading(log)) as connection, closing(_reading(views)) as stored:
+    with closing(read_only(log)) as connection, closing(read_only(views)) as stored:
 
         def head_of(user_id: str, session_id: str) -> str | None:
             sql = "SELECT head FROM sessions WHERE user_id = ? AND session_id = ?"
