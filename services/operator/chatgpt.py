@@ -23,7 +23,7 @@ TEXT_BYTES = 512 * 1024
 _TITLE_CHARS = 200
 _MODEL_CHARS = 200
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_ROLES: dict[str, Literal["user", "assistant"]] = {"user": "user", "assistant": "assistant"}
+_ROLES: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
 _SAID = ("text", "multimodal_text")
 
 
@@ -84,8 +84,9 @@ def _message(name: str, node: dict[str, Any], parent: str | None, left_out: Coun
     message = node.get("message")
     if not isinstance(message, dict):
         return None
-    role = _ROLES.get(_part(message, "author").get("role", ""))
-    text, reason = _text_of(message) if role else ("", "system" if _is_system(message) else "tool")
+    author = _part(message, "author").get("role")
+    role = next((each for each in _ROLES if each == author), None)
+    text, reason = _text_of(message) if role else ("", "system" if author == "system" else "tool")
     if role is None or reason is not None:
         left_out[reason or "tool"] += 1
         return None
@@ -98,10 +99,6 @@ def _message(name: str, node: dict[str, Any], parent: str | None, left_out: Coun
         created_at=_time(message.get("create_time")),
         model=_line(model, _MODEL_CHARS) if role == "assistant" and isinstance(model, str) else None,
     )
-
-
-def _is_system(message: dict[str, Any]) -> bool:
-    return bool(_part(message, "author").get("role") == "system")
 
 
 def _text_of(message: dict[str, Any]) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contracts import ids
@@ -165,6 +165,7 @@ def test_what_is_no_conversation_says_so(value: Any) -> None:
         max_leaves=12,
     )
 )  # fmt: skip
+@example({"author": {"role": []}})
 def test_no_node_is_a_surprise(odd: Any) -> None:
     found = read_conversation(conversation(mapping={"a": node(None, "user", "hi"), "b": odd, "c": {"message": odd}}))
     assert "hi" in [each.text for each in found.messages]
