@@ -26,6 +26,7 @@ from services.operator.broker import NoNatsServer
 from services.operator.choice import NoModelServer, choose
 from services.operator.credentials import Handout, hand_out
 from services.operator.exchange import export, import_file
+from services.operator.flags import SettingsCommand
 from services.operator.folder import FolderInUse
 from services.operator.plan import CannotStart, make_plan
 from services.operator.provisioning import ProvisioningRefused, provision
@@ -44,7 +45,6 @@ from services.runtime.version import VERSION
 if TYPE_CHECKING:  # FastStream takes a third of a second to import: only commands that speak to NATS wait for it
     from services.runtime.bus import Bus
 
-ANY_SETTING = {"allow_extra_args": True, "ignore_unknown_options": True}
 _PIPE_COLUMNS = 240
 _EXPECTED = (
     AskFailed,
@@ -62,15 +62,15 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys, for CHATLOG_AUTH=ke
 app.add_typer(keys_app, name="keys")
 parked_app = typer.Typer(no_args_is_help=True, help="Events that history could not read or decide, set aside.")
 app.add_typer(parked_app, name="parked")
-app.command(name="verify", context_settings=ANY_SETTING)(verify)
-app.command(name="replay", context_settings=ANY_SETTING)(replay)
-app.command(name="show", context_settings=ANY_SETTING)(show_session)
-app.command(name="backup", context_settings=ANY_SETTING)(backups.backup)
-app.command(name="restore", context_settings=ANY_SETTING)(backups.restore)
-app.command(name="receipt", context_settings=ANY_SETTING)(receipt)
-app.command(name="rerun", context_settings=ANY_SETTING)(rerun)
-app.command(name="export", context_settings=ANY_SETTING)(export)
-app.command(name="import", context_settings=ANY_SETTING)(import_file)
+app.command(name="verify", cls=SettingsCommand)(verify)
+app.command(name="replay", cls=SettingsCommand)(replay)
+app.command(name="show", cls=SettingsCommand)(show_session)
+app.command(name="backup", cls=SettingsCommand)(backups.backup)
+app.command(name="restore", cls=SettingsCommand)(backups.restore)
+app.command(name="receipt", cls=SettingsCommand)(receipt)
+app.command(name="rerun", cls=SettingsCommand)(rerun)
+app.command(name="export", cls=SettingsCommand)(export)
+app.command(name="import", cls=SettingsCommand)(import_file)
 # A pipe has no width: tables are as wide there as they need to be.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
@@ -83,7 +83,7 @@ def chatlog(version: bool = typer.Option(False, "--version", help="Print the ver
         raise typer.Exit
 
 
-@app.command(context_settings=ANY_SETTING)
+@app.command(cls=SettingsCommand)
 def up(context: typer.Context) -> None:
     """Run the whole stack on this machine until Ctrl-C."""
     from services.operator.up import run_stack
@@ -103,7 +103,7 @@ def up(context: typer.Context) -> None:
         os.close(lock)
 
 
-@app.command(context_settings=ANY_SETTING)
+@app.command(cls=SettingsCommand)
 def down(context: typer.Context) -> None:
     """Stop the stack that runs on this data folder, and wait until it has stopped."""
     folder = folder_of(load_all(parse_flags(context.args)))
@@ -120,7 +120,7 @@ def down(context: typer.Context) -> None:
     console.print("stopped")
 
 
-@app.command(context_settings=ANY_SETTING)
+@app.command(cls=SettingsCommand)
 def status(context: typer.Context) -> None:
     """Streams, lag, queues, workers, parked events and sizes of the running stack."""
     from services.operator.show import print_status
@@ -136,7 +136,7 @@ def status(context: typer.Context) -> None:
     asyncio.run(on_bus(settings, folder, ask))
 
 
-@app.command(name="settings", context_settings=ANY_SETTING)
+@app.command(name="settings", cls=SettingsCommand)
 def show_settings(context: typer.Context) -> None:
     """Every setting: its value, unit, default, where the value came from, and the default's reason."""
     from services.operator.show import settings_table
@@ -147,7 +147,7 @@ def show_settings(context: typer.Context) -> None:
         console.print(f"note: {name} is set, and is not a setting of Chatlog")
 
 
-@app.command(name="provision", context_settings=ANY_SETTING)
+@app.command(name="provision", cls=SettingsCommand)
 def provision_streams(context: typer.Context) -> None:
     """Create the streams, or bring their options up to date, on a broker that already runs."""
     settings = load_all(parse_flags(context.args))
@@ -161,7 +161,7 @@ def provision_streams(context: typer.Context) -> None:
     asyncio.run(on_bus(settings, folder_of(settings), declare))
 
 
-@app.command(context_settings=ANY_SETTING)
+@app.command(cls=SettingsCommand)
 def credentials(
     context: typer.Context,
     broker: Annotated[Path, typer.Option(help="The broker's configuration, with its passwords.")],
@@ -175,7 +175,7 @@ def credentials(
         console.print(f"wrote {path}")
 
 
-@keys_app.command(name="create", context_settings=ANY_SETTING)
+@keys_app.command(name="create", cls=SettingsCommand)
 def create_key(
     context: typer.Context,
     user: Annotated[str, typer.Option(help="Whose sessions the key opens; any word of yours.")],
@@ -194,7 +194,7 @@ def create_key(
     _on_keys(context, make)
 
 
-@keys_app.command(name="list", context_settings=ANY_SETTING)
+@keys_app.command(name="list", cls=SettingsCommand)
 def list_keys(context: typer.Context) -> None:
     """Every key: its id, user, scopes and times. What opens the door is not kept."""
     from services.operator.keys import listed
@@ -206,7 +206,7 @@ def list_keys(context: typer.Context) -> None:
     _on_keys(context, show)
 
 
-@keys_app.command(name="revoke", context_settings=ANY_SETTING)
+@keys_app.command(name="revoke", cls=SettingsCommand)
 def revoke_key(context: typer.Context, key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Revoke a key: nothing new is let in with it, and what it has open is closed within 2 s."""
     from services.operator.keys import revoke
@@ -233,7 +233,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, fo
 ParkedId = Annotated[int, typer.Argument(metavar="ID", min=1, help="From `chatlog parked list`.")]
 
 
-@parked_app.command(name="list", context_settings=ANY_SETTING)
+@parked_app.command(name="list", cls=SettingsCommand)
 def list_parked(context: typer.Context, json: AsJson = False) -> None:
     """Every parked event, oldest first: when, why, and whose. Nothing of what was said is shown."""
     from services.operator.parked import listed
@@ -250,7 +250,7 @@ def list_parked(context: typer.Context, json: AsJson = False) -> None:
     on_history(context, show)
 
 
-@parked_app.command(name="show", context_settings=ANY_SETTING)
+@parked_app.command(name="show", cls=SettingsCommand)
 def show_parked(
     context: typer.Context,
     parked_id: ParkedId,
@@ -276,13 +276,13 @@ def show_parked(
     on_history(context, show)
 
 
-@parked_app.command(name="retry", context_settings=ANY_SETTING)
+@parked_app.command(name="retry", cls=SettingsCommand)
 def retry_parked(context: typer.Context, parked_id: ParkedId, json: AsJson = False) -> None:
     """Decide a parked event again, as if it came now: recorded, refused, or parked again (then the exit code is 1)."""
     _act_on_parked(context, "parked_retry", parked_id, as_json=json)
 
 
-@parked_app.command(name="discard", context_settings=ANY_SETTING)
+@parked_app.command(name="discard", cls=SettingsCommand)
 def discard_parked(context: typer.Context, parked_id: ParkedId, json: AsJson = False) -> None:
     """Forget a parked event for good; history's log keeps its number, subject and reason, and who said so."""
     _act_on_parked(context, "parked_discard", parked_id, as_json=json)
