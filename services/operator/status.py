@@ -1,4 +1,4 @@
-"""`chatlog status`: what history, the broker and the workers say of themselves, gathered in two seconds.
+"""`chatlog status`: what history, the broker, the gateway and the workers say of themselves, gathered in two seconds.
 
 Owns the questions. Must never change anything, and never waits for who does not answer: that is an answer too.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,25 +20,40 @@ from contracts import subjects
 from contracts.errors import ContractError
 from contracts.queries import Failure, StatusReply, read_reply
 from contracts.turns import Presence, read_presence
+from services.operator.asking import why_not_ready
+from services.operator.folder import DataFolder
 from services.runtime.bus import Bus, NoAnswer, NotSent
 from services.runtime.health import Reason, server_reasons
 
 ASK_TIMEOUT_S = 2.0
 # Workers say who they are every 2 s.
 LISTEN_S = 2.2
+STREAMS = (subjects.INTAKE_STREAM, subjects.CONTEXT_STREAM)
 # What st_blocks counts, whatever the file system: a sparse file is as large as what it takes.
 _BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What was heard. history None: it did not answer."""
+    """What was heard. history None: it did not answer. gateway: why it is not ready; None: nobody knows where."""
 
     server: list[Reason]
     streams: list[StreamInfo]
     history: StatusReply | None
     workers: list[Presence]
+    gateway: list[str] | None = None
     sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def troubles(self) -> list[str]:
+        """What is down or missing, a line each: while there is one, a message may wait for its answer."""
+        there = {info.config.name for info in self.streams}
+        found = [f"broker: {reason.name}: {reason.detail}" for reason in self.server]
+        found += [f"stream {name} is missing" for name in STREAMS if name not in there]
+        found += [] if self.history else ["history does not answer"]
+        found += [f"gateway: {reason}" for reason in self.gateway or []]
+        found += [f"worker {each.worker_id}: {each.server}" for each in self.workers if each.server != "ok"]
+        return found if self.workers else [*found, "no worker answers"]
 
     @property
     def lag(self) -> int | None:
@@ -48,13 +64,13 @@ class Status:
         return max(intake.state.last_seq - self.history.cursor, 0)
 
 
-async def gather(bus: Bus, system: Bus, data: Path) -> Status:
+async def gather(bus: Bus, system: Bus, folder: DataFolder) -> Status:
     """Ask everybody at once. Both connections are open."""
-    server, streams, history, workers = await asyncio.gather(
-        server_reasons(system), _streams(bus), _history(bus), listen_for_workers(bus)
+    server, streams, history, workers, gateway = await asyncio.gather(
+        server_reasons(system), _streams(bus), _history(bus), listen_for_workers(bus), _gateway(folder)
     )
-    sizes = await asyncio.to_thread(sizes_on_disk, data)
-    return Status(server=server, streams=streams, history=history, workers=workers, sizes=sizes)
+    sizes = await asyncio.to_thread(sizes_on_disk, folder.root)
+    return Status(server=server, streams=streams, history=history, workers=workers, gateway=gateway, sizes=sizes)
 
 
 async def listen_for_workers(bus: Bus) -> list[Presence]:
@@ -99,7 +115,7 @@ def _size(path: Path) -> int:
 
 async def _streams(bus: Bus) -> list[StreamInfo]:
     found = []
-    for name in (subjects.INTAKE_STREAM, subjects.CONTEXT_STREAM):
+    for name in STREAMS:
         with contextlib.suppress(nats.errors.Error, OSError):  # a stream that is missing shows as missing
             found.append(await bus.jetstream(ASK_TIMEOUT_S).stream_info(name))
     return found
@@ -112,3 +128,10 @@ async def _history(bus: Bus) -> StatusReply | None:
     except (NotSent, NoAnswer, ContractError):
         return None
     return None if isinstance(answer, Failure) else answer
+
+
+async def _gateway(folder: DataFolder) -> list[str] | None:
+    """In containers no file says where it is."""
+    if not folder.stack_file.exists():
+        return None
+    return await why_not_ready(json.loads(folder.stack_file.read_text())["gateway"].removeprefix("http://"))

@@ -96,11 +96,12 @@ async def status_says_how_it_is(up: Up) -> None:
     code, status = await run(up, "status")
     assert code == 0
     assert "broker  healthy, syncs always" in status
+    assert "\ngateway ready\n" in status
     assert re.search(r"^CHAT_INTAKE +\d+ ", status, re.MULTILINE), status
     assert "lag 0, parked 0, " in status
     assert len(re.findall(r"ollama ok +1 +1 +smollm2:135m", status)) == 2, status
     for part in ("log", "views", "nats", "logs"):
-        assert re.search(rf"^on disk .*\b{part} \d+\.\d MiB", status, re.MULTILINE), status
+        assert re.search(rf"^on disk .*\b{part} \d+(\.\d MiB| KiB)", status, re.MULTILINE), status
 
 
 async def test_down_stops_it_and_a_second_start_finds_the_same_secrets(tmp_path: Path) -> None:

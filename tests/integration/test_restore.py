@@ -6,6 +6,7 @@ The whole of it under load is tests/e2e/test_restore.py's; the files are tests/u
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -60,10 +61,13 @@ async def test_the_intake_keeps_what_the_newest_backup_needs_up_to_half_of_it(tm
             assert backup is not None
             assert (backup.gap is None) == (first == needed), backup
         code, said = await chatlog(walk, "status")
-        assert (code, "cannot be restored without a gap, make another: events" in said) == (0, True), said
+        assert (code, "cannot be restored without a gap, make another: events" in said) == (1, True), said
         (walk.data_dir / "backup.json").write_text("{")
-        code, said = await chatlog(walk, "status")
-        assert (code, "backup.json" in said) == (0, True), said
+        code, said = await chatlog(walk, "status", "--json")
+        assert (code, "backup.json" in said) == (1, True), said
+        told = json.loads(said)
+        assert told["troubles"] == ["no worker answers"], "which alone is why the exit code is 1"
+        assert [stream["last_sequence"] - told["history"]["cursor"] for stream in told["streams"][:1]] == [told["lag"]]
 
 
 async def test_a_restore_asks_the_intake_first_and_empties_the_queue(tmp_path: Path) -> None:
