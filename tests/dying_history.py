@@ -20,8 +20,7 @@ from services.history.log.reader import LogRow
 from services.history.log.sqlite import SqliteTransaction
 from services.history.publisher import Publisher
 from services.history.settings import HistorySettings
-from services.history.views.batch import Key, Row
-from services.history.views.fold import Table
+from services.history.views.fold import Key, Row, Table
 from services.history.views.store import ViewStore
 from services.history.views.tables import ViewTables
 from services.runtime.lifecycle import run

@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +138,7 @@ def test_the_state_of_a_session_does_not_depend_on_where_it_lies_in_the_log(on: 
     for row in rows:
         elsewhere.fold(row)
     assert elsewhere.state_hash(USER, session_id) == in_memory(on).state_hash(USER, session_id)
-    elsewhere.fold(replace(rows[-1], version=rows[-1].version + 1))
+    elsewhere.fold(rows[-1]._replace(version=rows[-1].version + 1))
     assert elsewhere.state_hash(USER, session_id) != in_memory(on).state_hash(USER, session_id)
 
 

@@ -23,9 +23,8 @@ from contracts.events import (
     UserMessageSubmitted,
 )
 from contracts.ids import answer_id_of
-from services.history.views.fold import Recorded
+from services.history.views.fold import Recorded, Row
 from services.history.views.past import Past
-from services.history.views.rows import Row
 
 _CAUSES = {"user_message_submitted": "the message", "session_deleted": "the delete", "cancel_requested": "the stop"}
 

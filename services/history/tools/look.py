@@ -18,8 +18,8 @@ from contracts.queries import At
 from services.history.log.port import LogError
 from services.history.log.reader import LogReader
 from services.history.tools.changes import Changed, Changes
-from services.history.views.fold import Recorded
-from services.history.views.rows import Row, Rows
+from services.history.views.fold import Recorded, Row
+from services.history.views.rows import Rows
 
 ROWS_AT_ONCE = 256
 # Beyond every version: the present.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from services.history.views.rows import Row
+from services.history.views.fold import Row
 
 _SHORTEST_FENCE = 3
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")

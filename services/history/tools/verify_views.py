@@ -16,8 +16,8 @@ from contracts.envelope import read_event
 from contracts.errors import ContractError
 from services.history.log.reader import read_only
 from services.history.tools.findings import Findings
-from services.history.views.fold import KEYS, Recorded, Table
-from services.history.views.rows import Row, Rows
+from services.history.views.fold import KEYS, Recorded, Row, Table
+from services.history.views.rows import Rows
 
 _BEGUN = "SELECT user_id, session_id FROM events WHERE version = 1 AND position BETWEEN ? AND ? AND position <= ?"
 _EVENTS = (

@@ -7,14 +7,8 @@ do I/O; what the rows before the stretch hold is passed in.
 from __future__ import annotations
 
 from collections import OrderedDict
-from operator import itemgetter
 
-from services.history.views.fold import KEYS, Change, Drop, HeadOf, Put, Table, Value
-
-Key = tuple[Value, ...]
-Row = dict[str, Value]
-
-_KEY_OF = {table: itemgetter(*columns) for table, columns in KEYS.items()}
+from services.history.views.fold import KEY_OF, KEYS, Change, Drop, HeadOf, Key, Put, Row, Table
 
 
 class Batch:
@@ -34,14 +28,13 @@ class Batch:
     def add(self, change: Change) -> None:
         """The next change; it is the batch's own from now on."""
         if isinstance(change, Put):
-            self.puts[change.table][_KEY_OF[change.table](change.row)] = change.row
+            self.puts[change.table][KEY_OF[change.table](change.row)] = change.row
         elif isinstance(change, Drop):
             self._drop(change)
         else:
-            key = _KEY_OF[change.table](change.key)
-            row = self.puts[change.table].get(key)
+            row = self.puts[change.table].get(change.key)
             if row is None:
-                row = self.sets[change.table].setdefault(key, {})
+                row = self.sets[change.table].setdefault(change.key, {})
             row.update(change.values)
 
     def _drop(self, drop: Drop) -> None:
@@ -60,7 +53,7 @@ class Heads:
         """most: at least as many as sessions may have changed since what `stored` sees."""
         self._stored = stored
         self._most = most
-        self._known: OrderedDict[tuple[str, str], str | None] = OrderedDict()
+        self._known: OrderedDict[Key, str | None] = OrderedDict()
 
     def of(self, user_id: str, session_id: str) -> str | None:
         key = (user_id, session_id)
@@ -74,8 +67,7 @@ class Heads:
             return
         values = change.row if isinstance(change, Put) else change.values
         if "head" in values:
-            named = change.row if isinstance(change, Put) else change.key
-            key = (str(named["user_id"]), str(named["session_id"]))
+            key = KEY_OF["sessions"](change.row) if isinstance(change, Put) else change.key
             self._known[key] = None if values["head"] is None else str(values["head"])
             self._known.move_to_end(key)
 

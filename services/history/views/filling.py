@@ -7,7 +7,6 @@ Owns both ways: in this process, or, where the views are far behind, in one besi
 from __future__ import annotations
 
 import gc
-import json
 import pickle
 import sqlite3
 import subprocess
@@ -39,7 +38,7 @@ def fold_rows(after: int, rows: Iterable[LogRow], heads: Heads) -> Batch:
     """What these rows, which follow `after`, change in the views. Raises LogUnreadable."""
     batch = Batch(after)
     for row in rows:
-        for change in fold(_recorded(row), heads.of, json.dumps):
+        for change in fold(_recorded(row), heads.of):
             heads.keep(change)
             batch.add(change)
         batch.position, batch.hash = row.position, row.hash

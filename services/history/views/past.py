@@ -53,4 +53,5 @@ class Past(Rows):
         elif isinstance(change, Drop):
             self._unfinished.clear()
         elif isinstance(change, Set) and change.values.get("ended_at") is not None:
-            self._unfinished.pop(change.key["turn_id"], None)
+            _, turn_id = change.key
+            self._unfinished.pop(turn_id, None)

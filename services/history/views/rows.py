@@ -6,12 +6,8 @@ Must never do I/O, nor hold what the fold did not say.
 
 from __future__ import annotations
 
-import json
-
 from contracts.base import data_hash
-from services.history.views.fold import KEYS, Change, Drop, Put, Recorded, Table, Value, fold
-
-Row = dict[str, Value]
+from services.history.views.fold import KEY_OF, Change, Drop, Key, Put, Recorded, Row, Table, fold
 
 # What depends on the log that a session lies in: the same session has other ones after an export and import.
 _OF_THE_LOG = ("position", "place")
@@ -21,23 +17,23 @@ class Rows:
     """Fold a session's events from its first version on, in order; then its rows are what the views store."""
 
     def __init__(self) -> None:
-        self._tables: dict[Table, dict[tuple[Value, ...], Row]] = {"sessions": {}, "messages": {}, "turns": {}}
+        self._tables: dict[Table, dict[Key, Row]] = {"sessions": {}, "messages": {}, "turns": {}}
 
     def fold(self, recorded: Recorded) -> None:
         """The changes of the next event."""
-        for change in fold(recorded, self.head_of, json.dumps):
+        for change in fold(recorded, self.head_of):
             self.apply(change)
 
     def apply(self, change: Change) -> None:
         """As the views' tables take it."""
         rows = self._tables[change.table]
         if isinstance(change, Put):
-            rows[tuple(change.row[column] for column in KEYS[change.table])] = dict(change.row)
+            rows[KEY_OF[change.table](change.row)] = dict(change.row)
         elif isinstance(change, Drop):
             of = change.user_id, change.session_id
             for key in [key for key, row in rows.items() if (row["user_id"], row["session_id"]) == of]:
                 del rows[key]
-        elif (row := rows.get(tuple(change.key[column] for column in KEYS[change.table]))) is not None:
+        elif (row := rows.get(change.key)) is not None:
             row.update(change.values)
 
     def head_of(self, user_id: str, session_id: str) -> str | None:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from contracts.events import MESSAGES_PER_EVENT
 from services.history.log.port import LogError
-from services.history.views.batch import Batch, Key, Row
-from services.history.views.fold import KEYS, Drop, Table
+from services.history.views.batch import Batch
+from services.history.views.fold import KEYS, Drop, Key, Row, Table
 
 # Another number: the tables or the fold changed, and the views are rebuilt under the next N.
-VIEWS_VERSION = 5
+VIEWS_VERSION = 6
 FILE_MODE = 0o600
 _BUSY_TIMEOUT_S = 5.0
 # While a long stretch is folded: its indexes stay in memory, and the write-ahead log is copied back in large pieces.
