@@ -140,6 +140,13 @@ def spoil_a_row(file: Path) -> None:
         connection.commit()
 
 
+def spoil_the_cursor(file: Path) -> None:
+    """It is no event: the chain does not hold it."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("UPDATE cursor SET sequence = sequence - 1")
+        connection.commit()
+
+
 def cut(file: Path) -> None:
     with file.open("r+b") as handle:
         handle.truncate(file.stat().st_size // 2)
@@ -160,7 +167,10 @@ def write_words(file: Path) -> None:
     file.write_text("not a database, but as long as one" * 1000)
 
 
-@pytest.mark.parametrize("spoil", [spoil_a_page, spoil_a_row, cut, shorten, a_plain_copy, write_words, Path.unlink])
+SPOILED = [spoil_a_page, spoil_a_row, spoil_the_cursor, cut, shorten, a_plain_copy, write_words, Path.unlink]
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
 def test_a_file_that_is_no_whole_backup_is_refused(log: SqliteLog, tmp_path: Path, spoil: object) -> None:
     file = tmp_path / "backup.db"
     back_up(tmp_path / "data/log.db", file, quietly)

@@ -1,15 +1,18 @@
 -- log.db: the truth. Every table changes only in the transaction that moves the cursor (design D3).
+-- seal: a hash over the row's other values, by which verify finds one that has changed (docs/adr/0012).
 
 CREATE TABLE log (
     only_row     INTEGER PRIMARY KEY CHECK (only_row = 1),
     epoch        TEXT NOT NULL,      -- the log's own id, part of every client's cursor; new after a restore
-    created_at   TEXT NOT NULL
+    created_at   TEXT NOT NULL,
+    seal         TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE cursor (
     only_row       INTEGER PRIMARY KEY CHECK (only_row = 1),
     stream_created TEXT,             -- which intake stream this log follows: its creation time
-    sequence       INTEGER NOT NULL  -- consumed so far
+    sequence       INTEGER NOT NULL, -- consumed so far
+    seal           TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE events (
@@ -48,6 +51,7 @@ CREATE TABLE outcomes (
     position   INTEGER,
     version    INTEGER,
     decided_at TEXT NOT NULL,
+    seal       TEXT NOT NULL,
     PRIMARY KEY (user_id, event_id)
 ) STRICT, WITHOUT ROWID;
 
@@ -61,5 +65,6 @@ CREATE TABLE parked (
     headers   TEXT NOT NULL,
     body      BLOB NOT NULL,
     reason    TEXT NOT NULL,
-    parked_at TEXT NOT NULL
+    parked_at TEXT NOT NULL,
+    seal      TEXT NOT NULL
 ) STRICT;

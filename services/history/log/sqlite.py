@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from contracts.envelope import Event, read_event
 from contracts.errors import ContractError
+from services.history.log.earlier import UNSEALED, take_up
 from services.history.log.port import (
     FIRST_HASH,
     Cursor,
@@ -31,8 +32,9 @@ from services.history.log.port import (
     Transaction,
     chain_hash,
 )
+from services.history.log.seals import seal, sealed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # A backup or an operator's look may hold the file for a moment; longer is an error that someone should see.
 BUSY_TIMEOUT_MS = 5000
 FILE_MODE = 0o600
@@ -50,8 +52,11 @@ class SqliteLog:
         path.touch(mode=FILE_MODE)
         try:
             self._connection = _open(path)
-            if self._connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+            before = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if before == 0:
                 _create(self._connection, new_epoch, now)
+            elif before == UNSEALED:
+                take_up(self._connection)
             found = self._connection.execute("PRAGMA user_version").fetchone()[0]
             self.epoch: str = self._connection.execute("SELECT epoch FROM log").fetchone()[0]
         except sqlite3.Error as error:
@@ -164,8 +169,9 @@ class SqliteTransaction:
 
     def put_outcome(self, user_id: str, outcome: StoredOutcome, decided_at: str) -> None:
         self._all(
-            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
+            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            sealed(
+                "outcomes",
                 user_id,
                 outcome.event_id,
                 outcome.session_id,
@@ -186,13 +192,15 @@ class SqliteTransaction:
         self._all("DELETE FROM outcomes WHERE decided_at < ?", (decided_at,))
 
     def begin_epoch(self, epoch: str) -> None:
-        self._all("UPDATE log SET epoch = ?", (epoch,))
+        with _as_log_error():
+            put_epoch(self._connection, epoch)
 
     def park(self, parked: ParkedDelivery, parked_at: str) -> None:
         self._all(
-            "INSERT INTO parked VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                parked.parked_id,
+            "INSERT INTO parked VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            sealed(
+                "parked",
+                parked.parked_id or self._next_parked_id(),
                 parked.sequence,
                 parked.subject,
                 json.dumps(parked.headers),
@@ -201,6 +209,14 @@ class SqliteTransaction:
                 parked_at,
             ),
         )
+
+    def _next_parked_id(self) -> int:
+        """One that was never given: AUTOINCREMENT's own, which is in the seal before the row is there."""
+        [(last,)] = self._all(
+            "SELECT max(seq) FROM (SELECT seq FROM sqlite_sequence WHERE name = 'parked'"
+            " UNION ALL SELECT max(parked_id) FROM parked)"
+        )
+        return (last or 0) + 1
 
     def unpark(self, parked_id: int) -> ParkedDelivery | None:
         rows = self._all(
@@ -251,6 +267,9 @@ OUTCOME_SQL = """
     FROM outcomes WHERE user_id = :user_id AND event_id = :event_id
     LIMIT 1
 """
+
+
+_CURSOR_SQL = "UPDATE cursor SET stream_created = ?, sequence = ?, seal = ?"
 
 
 def outcome_parameters(user_id: str, event_id: str) -> dict[str, str]:
@@ -307,15 +326,31 @@ def _create(connection: sqlite3.Connection, epoch: str, now: str) -> None:
     """All tables or none: user_version is set in the same transaction."""
     script = files("services.history.log").joinpath("schema.sql").read_text()
     connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {SCHEMA_VERSION};")
-    connection.execute("INSERT INTO log VALUES (1, ?, ?)", (epoch, now))
-    connection.execute("INSERT INTO cursor VALUES (1, NULL, 0)")
+    connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", sealed("log", 1, epoch, now))
+    connection.execute("INSERT INTO cursor VALUES (?, ?, ?, ?)", sealed("cursor", 1, None, 0))
     connection.execute("COMMIT")
+
+
+def put_epoch(connection: sqlite3.Connection, epoch: str) -> None:
+    """Name what the log says from now on. Raises sqlite3.Error."""
+    [(created_at,)] = connection.execute("SELECT created_at FROM log").fetchall()
+    connection.execute("UPDATE log SET epoch = ?, seal = ?", (epoch, seal("log", 1, epoch, created_at)))
+
+
+def put_cursor(connection: sqlite3.Connection, cursor: Cursor) -> None:
+    """Wherever it was before. Raises sqlite3.Error."""
+    connection.execute(_CURSOR_SQL, _cursor_values(cursor))
+
+
+def _cursor_values(cursor: Cursor) -> tuple[Any, ...]:
+    created, sequence = cursor.stream_created, cursor.sequence
+    return created, sequence, seal("cursor", 1, created, sequence)
 
 
 def _move_cursor(connection: sqlite3.Connection, before: Cursor, after: Cursor) -> None:
     moved = connection.execute(
-        "UPDATE cursor SET stream_created = ?, sequence = ? WHERE stream_created IS ? AND sequence = ?",
-        (after.stream_created, after.sequence, before.stream_created, before.sequence),
+        f"{_CURSOR_SQL} WHERE stream_created IS ? AND sequence = ?",
+        (*_cursor_values(after), before.stream_created, before.sequence),
     )
     if moved.rowcount != 1:
         raise LogFenced("the cursor is not where this process left it: another one writes to the log")

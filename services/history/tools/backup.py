@@ -21,11 +21,13 @@ from pathlib import Path
 
 from contracts.base import time_text
 from services.history.backup_note import BackupNote, sync_folder, write_note
+from services.history.log.earlier import UNSEALED, take_up
 from services.history.log.port import FIRST_HASH, Cursor
 from services.history.log.reader import read_only
 from services.history.log.sqlite import SCHEMA_VERSION
 from services.history.tools.findings import Findings
 from services.history.tools.verify_rows import Walk
+from services.history.tools.verify_tables import check_tables, made_before_seals
 from services.runtime.version import VERSION
 
 # Of each step of a copy, after which its progress is told.
@@ -123,25 +125,33 @@ def _damage_of(file: Path) -> str | None:
             [(found,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
             if found != "ok":
                 return str(found)
+            if not made_before_seals(file):
+                check_tables(connection, findings)
             position, _ = head_of(connection)
             connection.text_factory = bytes
             Walk(connection, findings, lambda events: None).walk(1, position)
     except sqlite3.Error as error:
         return str(error)
-    return next((f"position {each.position}: {each.what}" for each in findings.told()), None)
+    for each in findings.told():
+        return f"position {each.position}: {each.what}" if each.position else each.what
+    return None
 
 
 def copy_log(source: Path, target: Path, progress: Progress) -> None:
-    """One moment of source, whatever is written to it meanwhile. target is there, and empty. Raises sqlite3.Error."""
+    """One moment of source, whatever is written to it meanwhile, in today's schema. target is there, and empty. Raises
+    sqlite3.Error.
+    """
     with closing(read_only(source)) as log, closing(_writing(target)) as copy:
         found = log.execute("PRAGMA user_version").fetchone()[0]
-        if found != SCHEMA_VERSION:
+        if found not in (UNSEALED, SCHEMA_VERSION):
             raise sqlite3.DatabaseError(f"{source} has schema {found}; this version reads {SCHEMA_VERSION}")
         # An open transaction is the moment: without it every write of history's would make the copy begin again.
         log.execute("BEGIN")
         log.execute("SELECT epoch FROM log").fetchall()
         copy.execute("PRAGMA synchronous = OFF")  # it is synced whole, before it gets its name
         log.backup(copy, pages=_STEP_PAGES, progress=lambda _, left, total: progress(total - left, total))
+        if found == UNSEALED:
+            take_up(copy)
         copy.execute("PRAGMA journal_mode = DELETE")  # one file, that is read without writing beside it
 
 

@@ -11,7 +11,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from services.history.backup_note import (
 from services.history.continuity import Stream, check_stream, gap_between, read_stream
 from services.history.log.port import Cursor
 from services.history.log.reader import read_only
-from services.history.log.sqlite import LogLocked, take_lock
+from services.history.log.sqlite import LogLocked, put_cursor, put_epoch, take_lock
 from services.history.tools.backup import (
     BESIDE,
     Backup,
@@ -124,8 +124,8 @@ def _renew(part: Path, going_on: Continuation) -> None:
             raise sqlite3.DatabaseError("it has changed meanwhile")
         connection.execute("BEGIN")
         connection.execute("DROP TABLE backup")
-        connection.execute("UPDATE log SET epoch = ?", (uuid.uuid4().hex,))
-        connection.execute("UPDATE cursor SET (stream_created, sequence) = (?, ?)", astuple(cursor))
+        put_epoch(connection, uuid.uuid4().hex)
+        put_cursor(connection, cursor)
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL")  # as history has its log
 

@@ -23,6 +23,7 @@ from services.history.tools.findings import Finding, Findings
 from services.history.tools.verify_file import check_file
 from services.history.tools.verify_heads import check_heads, heads_in
 from services.history.tools.verify_rows import Walk
+from services.history.tools.verify_tables import check_tables, made_before_seals
 from services.history.tools.verify_views import ViewsCheck
 from services.history.views.store import newest_views
 
@@ -68,6 +69,8 @@ def verify(folder: Path, told: Told, *, views: bool = False, processes: int = 2)
     path = folder / "log.db"
     if not path.exists():
         raise VerifyFailed(f"there is no log in {folder}")
+    if made_before_seals(path):
+        raise VerifyFailed(f"{path} is of an earlier version: start Chatlog once, which takes it up, then verify")
     heads = heads_in(folder, findings)
     last, head = _head_of(path, findings)
     work = _Work(path, last, newest_views(folder) if views else None)
@@ -100,6 +103,7 @@ class _Work:
     def check_files(self, findings: Findings) -> None:
         with _open(self._path) as connection:
             check_file(self._path, connection, findings)
+            check_tables(connection, findings)
             if self._views:
                 ViewsCheck(connection, self._views, findings).check_foreign(self._path)
 
