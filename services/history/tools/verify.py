@@ -105,7 +105,7 @@ class _Work:
             check_file(self._path, connection, findings)
             check_tables(connection, findings)
             if self._views:
-                ViewsCheck(connection, self._views, findings).check_foreign(self._path)
+                ViewsCheck(connection, self._views, findings).check_file(self._path)
 
     def walk(self, findings: Findings, told: Told) -> None:
         """Take stretch after stretch until none is left."""

@@ -1,8 +1,9 @@
 """Off the road, history/tools/verify: do the serving views hold what the fold makes of the log?
 
 Owns the comparison, session by session: a session's events are folded in memory and compared with its stored rows, at
-the position that the views have folded. What a person sees in a list is then what the log says. Must never write, nor
-hold more than one session.
+the position that the views have folded. What a person sees in a list is then what the log says; and the check of the
+views' file, so that what is found through an index is what the rows say. Must never write, nor hold more than one
+session.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 
 from contracts.envelope import read_event
 from contracts.errors import ContractError
+from contracts.events import MESSAGES_PER_EVENT
 from services.history.log.reader import read_only
-from services.history.tools.findings import Findings
+from services.history.tools.compare import MOST_OF_A_KIND
+from services.history.tools.findings import MOST_TOLD, Findings
 from services.history.views.fold import KEYS, Recorded, Row, Table
 from services.history.views.rows import Rows
 
@@ -24,6 +27,13 @@ _EVENTS = (
     "SELECT position, version, recorded_at, body FROM events"
     " WHERE user_id = ? AND session_id = ? AND position <= ? ORDER BY version"
 )
+# For SQLite's check, which looks for each row in every index.
+_CACHE_KIB = 16_384
+# What the index of words has: a row for each message with a text and each session with a title, under its place.
+_WITH_WORDS = """
+    SELECT place FROM messages WHERE text <> '' UNION ALL SELECT place FROM sessions WHERE coalesce(title, '') <> ''
+"""
+_INDEXED = "SELECT id FROM words_docsize"
 # A row of a session that the log does not know.
 _FOREIGN = """
     SELECT {keys} FROM {table} AS stored WHERE NOT EXISTS
@@ -56,13 +66,36 @@ class ViewsCheck:
             for user_id, session_id in self._log.execute(_BEGUN, (first, last, folded)):
                 told(self._compare_session(views, (user_id, session_id), folded))
 
-    def check_foreign(self, log_path: Path) -> None:
-        """Rows of sessions that the log does not have."""
+    def check_file(self, log_path: Path) -> None:
+        """What the comparison of sessions does not see: pages and indexes, which rows have words, foreign rows."""
         with self._views() as views:
-            views.execute("ATTACH ? AS log", (f"file:{log_path}?mode=ro",))
-            for table, keys in KEYS.items():
-                for row in views.execute(_FOREIGN.format(keys=", ".join(keys), table=table)):
-                    self._findings.add(0, f"{self._path.name}: {table} {_named(row)} is of no session of the log")
+            views.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            self._check_pages(views)
+            self._check_words(views)
+            self._check_foreign(views, log_path)
+
+    def _check_pages(self, views: sqlite3.Connection) -> None:
+        for (line,) in views.execute(f"PRAGMA integrity_check({MOST_TOLD})"):
+            if line != "ok":
+                self._findings.add(0, f"{self._path.name}: SQLite: {line}")
+
+    def _check_words(self, views: sqlite3.Connection) -> None:
+        """Every row's words themselves are compared by a rebuild only: nothing cheaper makes them again."""
+        for rows, but, what in (
+            (_WITH_WORDS, _INDEXED, "has words that the index does not know"),
+            (_INDEXED, _WITH_WORDS, "is in the index of words, and has none"),
+        ):
+            for (place,) in views.execute(f"{rows} EXCEPT SELECT * FROM ({but}) LIMIT {MOST_OF_A_KIND}"):
+                # A title's place is its event's position, negated.
+                position = -place if place < 0 else place // MESSAGES_PER_EVENT
+                self._findings.add(position, f"{self._path.name}: the row at place {place} {what}")
+
+    def _check_foreign(self, views: sqlite3.Connection, log_path: Path) -> None:
+        """Rows of sessions that the log does not have."""
+        views.execute("ATTACH ? AS log", (f"file:{log_path}?mode=ro",))
+        for table, keys in KEYS.items():
+            for row in views.execute(_FOREIGN.format(keys=", ".join(keys), table=table)):
+                self._findings.add(0, f"{self._path.name}: {table} {_named(row)} is of no session of the log")
 
     @contextmanager
     def _views(self) -> Iterator[sqlite3.Connection]:
