@@ -22,6 +22,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from services.operator.asking import why_not_ready
+from services.operator.errors import ErrorLog
 from services.operator.plan import CannotStart, Plan, check_port
 from services.operator.programs import GATEWAY, NATS, leashed
 from services.operator.provisioning import provision
@@ -50,6 +51,7 @@ class Stack:
         self._say = say
         self._supervisor = Supervisor(plan.folder)
         self._process: asyncio.subprocess.Process | None = None
+        self._errors = {each.name: ErrorLog(plan.folder.logs / f"{each.name}.log") for each in plan.programs}
 
     async def start(self) -> None:
         """Start everything in order. Returns once the services run, ready or not. Raises CannotStart."""
@@ -88,9 +90,10 @@ class Stack:
             for each in await self.processes():
                 before = known[each.name]
                 if each.running and each.pid != before.pid:
-                    self._say(
-                        f"{each.name} ended and was started again (process {each.pid}); see {self._log(each.name)}"
-                    )
+                    words = self._errors[each.name].last_words()
+                    why = f": {words}" if words else ""
+                    log = self.plan.folder.logs / f"{each.name}.log"
+                    self._say(f"{each.name} ended and was started again (process {each.pid}){why}; see {log}")
                 known[each.name] = each if each.running else before
 
     async def stop(self) -> None:
@@ -177,7 +180,7 @@ class Stack:
                 error_cb=ignore,
             )
         except (TimeoutError, OSError, nats.errors.Error):
-            raise CannotStart(f"nats-server does not start: {self._last_line('nats.log')}") from None
+            raise CannotStart(f"nats-server does not start: {self._why_ended(NATS)}") from None
 
     async def _until(self, check: Callable[[], bool | Awaitable[bool]], timeout_s: float) -> None:
         """Poll until check holds. Raises TimeoutError; raises CannotStart when a child will never start."""
@@ -196,7 +199,7 @@ class Stack:
             return
         for each in await self.processes():
             if each.exit_code in _HOPELESS_CODES and not each.running:
-                raise CannotStart(f"{each.name} cannot run: {self._last_line(f'{each.name}.log')}")
+                raise CannotStart(f"{each.name} cannot run: {self._why_ended(each.name)}")
 
     def _write_stack_file(self) -> None:
         running = {
@@ -207,8 +210,8 @@ class Stack:
         }
         self.plan.folder.write_private(self.plan.folder.stack_file, json.dumps(running, indent=1) + "\n")
 
-    def _log(self, name: str) -> str:
-        return str(self.plan.folder.logs / f"{name}.log")
+    def _why_ended(self, name: str) -> str:
+        return self._errors[name].last_words() or self._last_line(f"{name}.log")
 
     def _last_line(self, file: str) -> str:
         path = self.plan.folder.logs / file

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.operator import leash
 from services.operator.folder import DataFolder
 from services.operator.programs import Program
 
-# A child that lives this long has started; one that dies before waits longer each time.
-_START_S = 1
+# A child that ends is started again at once: the leash knows how soon is too soon, and bounds the pause.
+_START_S = 0
 # Restarts are never given up: a full disk or a lost network may take days to be mended.
 _START_RETRIES = 1_000_000
 # The services' drain is 10 s by default; what needs longer than this is killed.
@@ -77,7 +78,8 @@ def _supervisord(folder: DataFolder) -> dict[str, object]:
 
 
 def _program(folder: DataFolder, program: Program, priority: int) -> dict[str, object]:
-    environment = ",".join(f'{name}="{value}"' for name, value in program.environment.items())
+    given = {**program.environment, leash.STARTS_VARIABLE: str(folder.run / f"{program.name}.starts")}
+    environment = ",".join(f'{name}="{value}"' for name, value in given.items())
     return {
         "command": " ".join(_argument(part) for part in program.command),
         "environment": environment,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -13,9 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from services.operator.choice import Choice
 from services.operator.folder import DataFolder
+from services.operator.plan import Plan
 from services.operator.programs import Program, leashed
+from services.operator.settings import load_all
+from services.operator.stack import Stack
 from services.operator.supervisor import Supervisor, SupervisorGone, render
+from services.runtime.lifecycle import cancel_all
 from tests.polling import eventually
 
 # Says who it is and what it was given, then lives until it is told to end.
@@ -34,7 +43,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def said(folder: DataFolder, name: str) -> str:
+def said_by(folder: DataFolder, name: str) -> str:
     """What a program has printed so far."""
     log = folder.logs / f"{name}.log"
     return log.read_text().strip() if log.exists() else ""
@@ -105,11 +114,49 @@ async def test_a_killed_child_is_started_again_and_a_stop_ends_all(tmp_path: Pat
         assert not any(alive(pid) for pid in last.values())
 
 
+async def test_what_ends_again_and_again_says_why(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.create()
+    record = json.dumps({"level": "critical", "reason": "no [red] luck"})
+    dying = Program("dying", leashed(sys.executable, "-c", f"print({record!r})"), at_once=True)
+    told: list[str] = []
+    stack = Stack(Plan(load_all({}), Choice("box", "", ""), folder, folder.secrets(), [dying], {}), told.append)
+    with supervised(folder, dying):
+        await eventually(lambda: said_by(folder, "dying"), reason="it ran once")
+        watching = asyncio.create_task(stack.watch(await stack.processes()))
+        try:
+            await eventually(lambda: told, reason="its end is told")
+        finally:
+            await cancel_all({watching})
+        why = re.escape(f"no [red] luck; see {folder.logs}/dying.log")
+        assert re.fullmatch(rf"dying ended and was started again \(process \d+\): {why}", told[0])
+        await eventually(lambda: counted(folder.run / "dying.starts") >= 1, reason="the leash counts its starts")
+
+
+def counted(file: Path) -> int:
+    return int(file.read_text().split()[1]) if file.exists() else 0
+
+
+def test_a_start_that_comes_too_soon_waits(tmp_path: Path) -> None:
+    """Four came soon after another; the last one by the clock yet to come, so that no slow machine is late for it."""
+    file = tmp_path / "starts"
+    file.write_text(f"{os.getpid()} 4 {time.monotonic() + 3600}")
+    began = time.monotonic()
+    code = "import os; print(os.environ.get('CHATLOG_STARTS_FILE'))"
+    done = subprocess.run(
+        leashed(sys.executable, "-c", code),
+        env={**os.environ, "CHATLOG_STARTS_FILE": str(file)}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("None\n", "")
+    assert time.monotonic() - began >= 1.6
+    assert counted(file) == 5
+
+
 async def test_secrets_reach_a_child_by_its_environment_only(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "data")
     with supervised(folder, sample("only", CHATLOG_SAMPLE="unix:/a b/100%.sock")):
         pid = (await _pids(Supervisor(folder), "only"))["only"]
-        line = await eventually(partial(said, folder, "only"), reason="the child spoke")
+        line = await eventually(partial(said_by, folder, "only"), reason="the child spoke")
         assert line == f"{pid} unix:/a b/100%.sock canary 100%"
         assert "canary" not in folder.supervisor_config.read_text()
         assert not any(b"canary 100%" in each for each in command_lines())
@@ -123,7 +170,7 @@ async def test_a_dead_supervisor_leaves_no_orphan(tmp_path: Path, number: signal
         pids = await _pids(Supervisor(folder), "first", "second")
         for name in pids:
             # Before it speaks it is still the leash, which finds by itself that its parent is gone.
-            await eventually(partial(said, folder, name), reason=f"{name} runs")
+            await eventually(partial(said_by, folder, name), reason=f"{name} runs")
         process.send_signal(number)
         try:
             await eventually(lambda: not any(alive(pid) for pid in pids.values()), reason="the children end")
