@@ -7,6 +7,7 @@ runs.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -16,7 +17,7 @@ import typer
 from contracts.receipts import Receipt
 from services.operator import show
 from services.operator.settings import StackSettings, load_all, parse_flags
-from services.operator.show import printable_lines
+from services.operator.show import printable, printable_lines
 
 if TYPE_CHECKING:
     from services.history.tools.turns import FoundTurn
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Turn = Annotated[str, typer.Argument(metavar="TURN", help="A turn's id: each of its events has it.")]
 User = Annotated[str, typer.Option(help="Whose turn it is.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+_TURN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def receipt(context: typer.Context, turn: Turn, user: User = "local", as_json: AsJson = False) -> None:
@@ -40,8 +42,10 @@ def find(settings: StackSettings, user_id: str, turn_id: str) -> FoundTurn:
     """The turn, from the log of the data folder; one that is not there ends the command."""
     from services.history.tools.turns import TurnNotFound, find_turn
 
+    if not _TURN.fullmatch(turn_id.lower()):
+        fail(f"{printable(turn_id)} is not a turn's id; `chatlog show SESSION --json` has it beside each message")
     try:
-        return asyncio.run(find_turn(settings.operator.data_dir.absolute(), user_id, turn_id))
+        return asyncio.run(find_turn(settings.operator.data_dir.absolute(), user_id, turn_id.lower()))
     except TurnNotFound as error:
         fail(str(error))
 

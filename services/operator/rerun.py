@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,20 +49,21 @@ def rerun(
     if not found.receipt.verified:
         fail("the texts in the log are not what the model was shown (rendered_hash); `chatlog verify` says more")
     worker = _worker_settings(settings, flags)
-    if not as_json:
-        for line in _before(found, model):
-            typer.echo(line)
-    again = asyncio.run(_ask(worker, found, model, aloud=not as_json))
+    before = _before(found, model)
+    again = asyncio.run(_ask(worker, found, model, None if as_json else before))
+    if again.code is not None and not (again.thinking or again.text):
+        fail(_nothing_said(again, worker))
     compared = compare(_said(found.end), (again.thinking, again.text))
     if as_json:
         typer.echo(show.as_json(values(found, again, compared)))
     else:
-        for line in _after(found, again, compared):
+        for line in chain(before, _after(found, again, compared)):
             typer.echo(line)
     sys.exit(0 if again.code is None else 1)
 
 
-async def _ask(worker: InferenceSettings, found: FoundTurn, model: str | None, *, aloud: bool) -> Rerun:
+async def _ask(worker: InferenceSettings, found: FoundTurn, model: str | None, before: Iterator[str] | None) -> Rerun:
+    """The new answer. before: is printed once the model speaks, and then what it says; None: nothing is."""
     from services.inference.rerun import rerun as ask
 
     thinks = False
@@ -69,7 +71,9 @@ async def _ask(worker: InferenceSettings, found: FoundTurn, model: str | None, *
     def said(thinking: str, text: str) -> None:
         nonlocal thinks
         thinks = thinks or bool(thinking)
-        if aloud:
+        if before is not None:
+            for line in before:  # they are there once: afterwards it is empty
+                typer.echo(line)
             sys.stdout.write(printable_lines(thinking + ("\n\n" if thinks and text else "") + text))
             sys.stdout.flush()
         thinks = thinks and not text
@@ -86,6 +90,13 @@ def _worker_settings(settings: StackSettings, flags: dict[str, str]) -> Inferenc
     else:
         choice = choose(settings)
     return worker_settings(settings, choice, folder.secrets(), flags)
+
+
+def _nothing_said(again: Rerun, worker: InferenceSettings) -> str:
+    """There is nothing to compare: the code says why."""
+    server = f"the model server at {worker.ollama_url or worker.openai_url}"
+    why = f"has no model {again.model}" if again.code == "model_not_found" else f"gave no answer by {again.model}"
+    return f"{again.code}: {server} {why}"
 
 
 def _before(found: FoundTurn, model: str | None) -> Iterator[str]:

@@ -77,8 +77,10 @@ async def test_the_same_context_is_run_again_beside_the_recorded_answer(tmp_path
             assert "different from character 5 on" in out
             assert "-Once upon a time." in out
             assert "\x1b" not in out, "a model's words do not reach into a terminal"
-            code, out, _ = await chatlog(tmp_path, server, "rerun", turn, "--model", "nobody:1m")
-            assert (code, "again: model_not_found" in out) == (1, True)
+            for form in ([], ["--json"]):
+                said = await chatlog(tmp_path, server, "rerun", turn, "--model", "nobody:1m", *form)
+                why = f"chatlog: model_not_found: the model server at {server.ollama_url} has no model nobody:1m\n"
+                assert said == (1, "", why), "nothing is compared with nothing"
         assert rows_of(tmp_path) == before, "nothing is written"
         on.open()
 

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from contracts.envelope import Event
 from contracts.queries import PAGE_BYTES
@@ -19,6 +20,7 @@ from services.history.log.port import Stored
 from services.history.log.reader import LogReader
 from services.history.receipt import receipt_of
 from services.history.tools.turns import TurnNotFound, find_turn
+from services.operator.cli import app
 from tests.conversing import MODEL, USER, completed, make_event, message, new_id, session_started
 from tests.recording import DIGEST, NOW, Scene, begin, cancel, ended, only, scene
 
@@ -174,6 +176,15 @@ async def test_a_turn_that_is_not_there_is_one_clear_line(on: Scene, tmp_path: P
     ):
         with pytest.raises(TurnNotFound, match=why):
             await find_turn(folder, user_id, turn_id)
+
+
+@pytest.mark.parametrize(
+    ("turn", "why"), [("name:tour", "is not a turn's id"), (new_id().upper(), "local has no turn")]
+)
+def test_what_is_typed_for_a_turn_is_looked_at(on: Scene, turn: str, why: str) -> None:
+    for command in ("receipt", "rerun"):
+        done = CliRunner().invoke(app, [command, turn, "--data-dir", str(on.folder)])
+        assert (done.exit_code, done.output.count("\n"), why in done.output) == (1, 1, True), done.output
 
 
 async def test_a_large_one_comes_in_pages(on: Scene) -> None:
