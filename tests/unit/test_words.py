@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,18 @@ async def test_the_words_of_a_session_that_begins_again_are_gone(on: Scene) -> N
         left = await stored(store, *WORDS)
         assert {row[0] for row in left["words_instances"]} == {USER.encode().hex(), "another", "title"}
         assert len(left["words_docsize"]) == 1
+
+
+async def test_a_batch_is_one_part_of_the_index_for_titles_and_one_for_texts(on: Scene) -> None:
+    for number in range(30):
+        session_id = begin(on)
+        on.take(message(session_id, f"text {number}"))
+        on.take(make_event("session_renamed", session_id, {"title": f"title {number}"}))
+    async with opened(on) as (store, reader):
+        with closing(sqlite3.connect(store.path)) as unmerged, unmerged:
+            unmerged.execute("INSERT INTO words (words, rank) VALUES ('automerge', 0), ('crisismerge', 1000)")
+        await store.apply(await reader.rows_after(0, 1000))
+        [(parts,)] = await store.reading.execute_fetchall("SELECT count(DISTINCT segid) FROM words_idx")
+        assert parts <= 2
+        [(rows,)] = await store.reading.execute_fetchall("SELECT count(*) FROM words_docsize")
+        assert rows == 60

@@ -23,9 +23,11 @@ from services.history.views.fold import KEYS, Drop, Key, Row, Table
 VIEWS_VERSION = 6
 FILE_MODE = 0o600
 _BUSY_TIMEOUT_S = 5.0
-# While a long stretch is folded: its indexes stay in memory, and the write-ahead log is copied back in large pieces.
+# While a long stretch is folded: its indexes stay in memory, the write-ahead log is copied back in large pieces, and
+# words are merged sixteen parts at a time (FTS5's most) in place of four: each is then written again less often.
 _BULK_CACHE_KIB, _CACHE_KIB = 64 * 1024, 2 * 1024
 _BULK_WAL_PAGES, _WAL_PAGES = 8192, 1000
+_BULK_MERGED, _MERGED = 16, 4
 
 View = Literal["sessions", "messages", "turns", "words"]
 VIEWS: frozenset[View] = frozenset({"sessions", "messages", "turns", "words"})
@@ -83,16 +85,17 @@ class ViewTables:
     @contextmanager
     def in_bulk(self) -> Iterator[None]:
         """For as long as a long stretch is written."""
-        self._keep(_BULK_CACHE_KIB, _BULK_WAL_PAGES)
+        self._keep(_BULK_CACHE_KIB, _BULK_WAL_PAGES, _BULK_MERGED)
         try:
             yield
         finally:
-            self._keep(_CACHE_KIB, _WAL_PAGES)
+            self._keep(_CACHE_KIB, _WAL_PAGES, _MERGED)
             self._connection.execute("PRAGMA shrink_memory")
 
-    def _keep(self, cache_kib: int, wal_pages: int) -> None:
+    def _keep(self, cache_kib: int, wal_pages: int, merged: int) -> None:
         self._connection.execute(f"PRAGMA cache_size = -{cache_kib}")
         self._connection.execute(f"PRAGMA wal_autocheckpoint = {wal_pages}")
+        self._connection.execute("INSERT INTO words (words, rank) VALUES ('automerge', ?)", (merged,))
 
     def write(self, batch: Batch, only: frozenset[View] = VIEWS) -> None:
         """The batch and its checkpoint, in one transaction. only: the other views stay as they are."""
@@ -148,12 +151,15 @@ class ViewTables:
         self._connection.executemany(sql, map(itemgetter(*columns), rows.values()))
 
     def _add_words(self, batch: Batch) -> None:
-        """Of the new rows, in the order of their places: the index is written once for all of them."""
-        titles = sorted(batch.puts["sessions"], key=lambda key: int(str(batch.puts["sessions"][key]["place"])))
-        self._learn_words("sessions", "user_id = ? AND session_id = ?", titles)
+        """Of the new rows: their places lie in this batch. One statement for each table: FTS5 begins each statement by
+        writing what it has sorted in memory, as a part of the index that is merged with others later.
+        """
+        between = "place >= ? AND place < ? ORDER BY place"
+        if batch.puts["sessions"]:
+            self._learn_words("sessions", between, [(-batch.position, -batch.after)])
         if batch.puts["messages"]:
             places = (MESSAGES_PER_EVENT * (batch.after + 1), MESSAGES_PER_EVENT * (batch.position + 1))
-            self._learn_words("messages", "place >= ? AND place < ?", [places])
+            self._learn_words("messages", between, [places])
 
     def _learn_words(self, table: Table, which: str, parameters: list[Any]) -> None:
         self._words("INSERT INTO words (rowid, owner, {column}) SELECT {row}", table, which, parameters)
@@ -167,7 +173,7 @@ class ViewTables:
         if parameters and table in _OWNED:
             column, row = _OWNED[table]
             sql = insert.format(column=column, row=row)
-            self._connection.executemany(f"{sql} WHERE {which} AND coalesce({column}, '') <> ''", parameters)
+            self._connection.executemany(f"{sql} WHERE coalesce({column}, '') <> '' AND {which}", parameters)
 
     def _all(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         return self._connection.execute(sql, parameters).fetchall()
