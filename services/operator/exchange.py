@@ -12,6 +12,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NoReturn
 
@@ -22,7 +23,7 @@ from services.operator.running import on_history
 from services.operator.settings import load_all, parse_flags
 
 if TYPE_CHECKING:
-    from services.history.tools.export import Exported
+    from services.history.tools.export import Exported, Source
     from services.operator.sending import Sent
     from services.runtime.bus import Bus
 
@@ -37,6 +38,7 @@ SessionName = Annotated[str | None, typer.Argument(metavar="[SESSION]", help="An
 ExportUser = Annotated[str, typer.Option(help="Whose sessions.")]
 ExportFormat = Annotated[Literal["jsonl", "markdown"], typer.Option("--format", help="jsonl: for an import.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="A file, for you alone; without it: printed.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file where it is there.")]
 InputFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)]
 ImportUser = Annotated[str | None, typer.Option(help="Whose the sessions become or are; an export says it itself.")]
 ImportFormat = Annotated[
@@ -50,18 +52,22 @@ def export(
     user: ExportUser = LOCAL_USER,
     as_format: ExportFormat = "jsonl",
     output: Output = None,
+    force: Force = False,
 ) -> None:
     """Write a session, or all of a user's, as JSON Lines of events or as Markdown, while the stack runs or not."""
     from services.history.tools import export as tool
 
     log = load_all(parse_flags(context.args)).operator.data_dir.absolute() / "log.db"
     write = tool.export_lines if as_format == "jsonl" else tool.export_markdown
+    if output is not None and output.exists() and not force:
+        _fail(f"{output} is there already; --force replaces it")
     try:
-        with tool.opened(log, user) as source, _written(output) as file:
-            chosen = source.sessions() if session is None else iter([_session_id(user, session)])
-            done = write(source, chosen, file.write)
-            if session is not None and not done.sessions:
-                raise tool.ExportFailed(f"{user} has no session {session} with a finished turn or none")
+        with tool.opened(log, user) as source:
+            chosen = _chosen(source, session)
+            with _written(output) as file:
+                done = write(source, chosen, file.write)
+                if session is not None and not done.sessions:
+                    raise tool.ExportFailed(f"session {session} is deleted: no page shows it")
     except tool.ExportFailed as error:
         _fail(str(error))
     typer.echo(_exported(done), err=True)
@@ -94,7 +100,7 @@ async def _import_export(bus: Bus, file: Path, user: str | None) -> Sent:
         try:
             await send_sessions(bus, sessions_of(_lines(stream), user), sent)
         except NotAnExport as error:
-            sent.problems.append(str(error))
+            sent.problems.append(f"{file}: {error}")
     return sent
 
 
@@ -115,8 +121,22 @@ async def _import_chatgpt(bus: Bus, file: Path, user_id: str) -> tuple[Sent, Cou
                 left_out += conversation.left_out
                 await send_conversation(bus, user_id, conversation, sent)
         except NotAnArray as error:
-            sent.problems.append(str(error))
+            sent.problems.append(f"{file}: {error}")
     return sent, left_out
+
+
+def _chosen(source: Source, session: str | None) -> Iterator[str]:
+    """What is there to be exported: nothing is written before that is known. Raises ExportFailed."""
+    from services.history.tools.export import ExportFailed
+
+    user = source.user_id
+    chosen = source.sessions() if session is None else iter([_session_id(user, session)])
+    first = next(chosen, None)
+    if first is None:
+        raise ExportFailed(f"{user} has no sessions; --user says whose they are")
+    if source.settled(first) == (0, 0):
+        raise ExportFailed(f"{user} has no session {session}; --user says whose it is")
+    return chain([first], chosen)
 
 
 def _session_id(user_id: str, session: str) -> str:

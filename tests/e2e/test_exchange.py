@@ -66,18 +66,15 @@ async def test_what_cannot_be_done_is_one_line_and_an_exit_code(running: Install
     code, out, said = await chatlog(running, "import", str(file))
     assert (code, out) == (1, b"")
     assert said.splitlines() == [
-        "line 1: not an export of this version of Chatlog", "sessions imported 0, unchanged 0, problems 1"
-    ]  # fmt: skip
-    code, out, said = await chatlog(running, "export", "name:nowhere", "-o", str(tmp_path / "none"))
-    assert (code, out) == (1, b"")
-    assert said.startswith("chatlog: local has no session name:nowhere")
-    assert not (tmp_path / "none").exists()
+        f"{file}: line 1 is not that of an export of this version of Chatlog",
+        "sessions imported 0, unchanged 0, problems 1",
+    ]
     _, whole, _ = await chatlog(running, "export")
     cut = whole.splitlines(keepends=True)[:-1]
     file.write_bytes(b"".join(cut))
     code, _, said = await chatlog(running, "import", str(file))
     assert code == 1
-    assert said.startswith("the file ends before its last line: it was cut\nsessions imported 0, unchanged ")
+    assert said.startswith(f"{file}: the file ends before its last line: it was cut\nsessions imported 0, unchanged ")
 
 
 async def test_a_chatgpt_zip_becomes_sessions_that_one_chats_on_in(running: Installation, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from contracts.base import compact
 from contracts.imports import ImportCheckQuery, ImportEventsQuery
@@ -23,6 +24,7 @@ from services.history.importing import Importing
 from services.history.tools.export import export_lines, export_markdown, opened
 from services.history.tools.exported_file import FileSession, NotAnExport, Problem, sessions_of
 from services.operator import sending
+from services.operator.cli import app
 from services.operator.sending import event_parts
 from tests.conversing import USER, completed, make_event, message, new_id, session_started
 from tests.recording import Scene, begin, ended, scene
@@ -362,3 +364,32 @@ def test_a_line_s_end_in_an_event_s_bytes_is_kept(here: Scene, there: Scene) -> 
     here.take(replace(started, body=started.body.replace(b",", b",\n")))
     assert statuses(imported(there, exported(here))) == ["imported"]
     assert table(there, USER) == table(here, USER)
+
+
+def typed(on: Scene, *words: object) -> tuple[int, str, str]:
+    """Exit code, what is printed, and what is said beside, of `chatlog export`."""
+    done = CliRunner().invoke(app, ["export", *map(str, words), "--data-dir", str(on.folder)])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_nothing_is_written_before_it_is_known_to_be_there(here: Scene, tmp_path: Path) -> None:
+    file = tmp_path / "none"
+    finished(here, begin(here))
+    for words, why in (
+        (["name:nope"], "local has no session name:nope; --user says whose it is"),
+        (["name:nope", "--format", "markdown", "-o", file], "local has no session name:nope; --user says whose it is"),
+        (["--user", "bob", "-o", file], "bob has no sessions; --user says whose they are"),
+    ):
+        assert typed(here, *words) == (1, "", f"chatlog: {why}\n")
+    assert not list(tmp_path.glob("none*"))
+
+
+def test_an_export_replaces_a_file_only_where_that_is_said(here: Scene, tmp_path: Path) -> None:
+    file = tmp_path / "mine"
+    file.write_text("mine")
+    finished(here, begin(here))
+    words = "-o", file
+    assert typed(here, *words) == (1, "", f"chatlog: {file} is there already; --force replaces it\n")
+    assert file.read_text() == "mine"
+    assert typed(here, *words, "--force") == (0, "", "exported: sessions 1, events 5\n")
+    assert file.read_bytes() == exported(here)

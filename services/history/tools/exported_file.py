@@ -125,5 +125,5 @@ def _header(raw: bytes) -> str:
     except ContractError:
         header = None
     if not isinstance(header, Header):
-        raise NotAnExport("line 1: not an export of this version of Chatlog")
+        raise NotAnExport("line 1 is not that of an export of this version of Chatlog")
     return header.user_id
