@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 from services.history.log.sqlite import SCHEMA_VERSION
 from services.history.tools.findings import MOST_TOLD, Findings
+from services.history.tools.verify_pages import Pages
 
 # What SQLite writes for us and would not always miss: (offset, bytes, what). The rest of the header is counters, which
 # may have any value, or SQLite looks at it itself.
@@ -35,6 +37,8 @@ def check_file(path: Path, connection: sqlite3.Connection, findings: Findings) -
         _check_pages(connection, findings)
     except sqlite3.DatabaseError as error:
         findings.add(0, f"SQLite could not check the file: {error}")
+        with suppress(sqlite3.DatabaseError):
+            _find_breaks(connection, findings)
 
 
 def _check_header(path: Path, findings: Findings) -> None:
@@ -66,10 +70,11 @@ def _check_pages(connection: sqlite3.Connection, findings: Findings) -> None:
     told = [line for (line,) in connection.execute(f"PRAGMA integrity_check({MOST_TOLD})")]
     if told == ["ok"]:
         return
+    pages = Pages(connection)
     for line in told:
         for each in line.splitlines():
             missing = _MISSING.search(each)
-            position = int(missing[1]) if missing and missing[2] in of_events else 0
+            position = int(missing[1]) if missing and missing[2] in of_events else pages.position(each)
             findings.add(position, f"SQLite: {each}")
     _find_breaks(connection, findings)
 
