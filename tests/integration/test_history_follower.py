@@ -7,7 +7,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import pytest
 
 from contracts import subjects
 from contracts.envelope import Event
+from services.history.log.port import Cursor
+from services.history.log.sqlite import put_cursor
 from services.operator.provisioning import provision
 from tests.brokers import broker
 from tests.conversing import make_event, new_id, session_started, talker
@@ -209,13 +211,18 @@ async def test_a_stream_that_is_made_anew_under_a_running_history_ends_it(tmp_pa
         assert "it is another stream" in walk.said("task_died")[0]["exception"][0]["words"]
 
 
+def move_cursor(data_dir: Path, sequence: int) -> None:
+    """As another writer would."""
+    with closing(sqlite3.connect(data_dir / "log.db")) as connection, connection:
+        [(created,)] = connection.execute("SELECT stream_created FROM cursor").fetchall()
+        put_cursor(connection, Cursor(created, sequence))
+
+
 async def test_a_log_that_is_ahead_of_its_stream_is_refused(tmp_path: Path) -> None:
     async with road(tmp_path) as walk:
         await walk.begin()
         await walk.history.stop()
-        with sqlite3.connect(walk.data_dir / "log.db") as connection:
-            connection.execute("UPDATE cursor SET sequence = 1000")
-        connection.close()
+        move_cursor(walk.data_dir, 1000)
         assert "up to 1000" in await walk.refuses()
 
 
@@ -230,16 +237,12 @@ async def test_a_history_that_lost_its_place_ends(tmp_path: Path) -> None:
     """The lock was got around: another writer moved the cursor. The first ends; what it held is decided anew."""
     async with road(tmp_path) as walk:
         session_id = await walk.begin()
-        with sqlite3.connect(walk.data_dir / "log.db") as connection:
-            connection.execute("UPDATE cursor SET sequence = 0")
-        connection.close()
+        move_cursor(walk.data_dir, 0)
         event = renames(session_id, 1)[0]
         await walk.talk.publish(event)
         assert await walk.history.ended() == 1
         assert walk.said("task_died")[0]["exception"][0]["kind"] == "LogFenced"
-        with sqlite3.connect(walk.data_dir / "log.db") as connection:
-            connection.execute("UPDATE cursor SET sequence = 1")
-        connection.close()
+        move_cursor(walk.data_dir, 1)
         await walk.history.start()
         assert (await walk.talk.outcome(event.event_id)).version == 2
 

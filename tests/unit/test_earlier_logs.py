@@ -46,23 +46,23 @@ def earlier(tmp_path: Path) -> Path:
     with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as log:
         log.executescript(f"PRAGMA journal_mode = WAL; {FIRST_SCHEMA.read_text()} PRAGMA user_version = 1;")
         log.execute("ATTACH ? AS made", (str(made / "log.db"),))
-        for table in (*TABLES, "sqlite_sequence"):
-            columns = ", ".join(column for (column,) in log.execute(f"SELECT name FROM pragma_table_info('{table}')"))
-            log.execute(f"INSERT INTO main.{table} SELECT {columns} FROM made.{table}")
-        log.execute("DELETE FROM sqlite_sequence WHERE seq < 3")
+        for table in TABLES:
+            log.execute(f"INSERT INTO main.{table} SELECT {columns(log, table)} FROM made.{table}")
+        log.execute("UPDATE sqlite_sequence SET seq = 3")
     return folder
 
 
+def columns(log: sqlite3.Connection, table: str) -> str:
+    return ", ".join(name for (name,) in log.execute(f"SELECT name FROM pragma_table_info('{table}', 'main')"))
+
+
 def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """What was there before there were seals; which ids were given, too."""
+    """What was there before there were seals."""
     with closing(sqlite3.connect(path)) as log:
         log.text_factory = bytes
-        read = {table: log.execute(f"SELECT * FROM {table}").fetchall() for table in (*TABLES, "sqlite_sequence")}
-        columns = {table: log.execute(f"SELECT * FROM {table}").description for table in TABLES}
-    for table, names in columns.items():
-        if names[-1][0] == "seal":
-            read[table] = [row[:-1] for row in read[table]]
-    return read
+        first = sqlite3.connect(":memory:")
+        first.executescript(FIRST_SCHEMA.read_text())
+        return {table: log.execute(f"SELECT {columns(first, table)} FROM {table}").fetchall() for table in TABLES}
 
 
 def checked(folder: Path) -> Report:

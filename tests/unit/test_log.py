@@ -131,6 +131,20 @@ def test_a_file_that_is_no_database_or_a_later_schema_is_one_clear_error(tmp_pat
         SqliteLog(path, "e" * 32, NOW)
 
 
+@pytest.mark.parametrize(
+    "damage", ["UPDATE cursor SET sequence = sequence + 1", "UPDATE log SET epoch = 'another'", "DELETE FROM cursor"]
+)
+def test_nobody_goes_on_from_a_damaged_cursor_or_epoch(log: SqliteLog, tmp_path: Path, damage: str) -> None:
+    """The next write would seal it."""
+    log.close()
+    connection = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    connection.execute(damage)
+    connection.close()
+    for _ in range(2):
+        with pytest.raises(LogError, match=r"its (cursor|log) is not what was written"):
+            SqliteLog(tmp_path / "log.db", "f" * 32, NOW)
+
+
 def golden(position: int, version: int, event_type: str, turn_id: str | None, data: dict[str, object]) -> Stored:
     envelope = Envelope(
         event_id=f"00000000-0000-7000-8000-00000000000{position}",

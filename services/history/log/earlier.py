@@ -17,19 +17,17 @@ UNSEALED, SEALED = 1, 2
 
 def take_up(connection: sqlite3.Connection) -> None:
     """From the first schema to the second: the tables beside the events are made anew, and their rows sealed as they
-    are found. Raises sqlite3.Error: nothing has changed.
+    are found. Which ids were given to parked events goes from SQLite's own table, which no seal can hold, into the
+    log's row. Raises sqlite3.Error: nothing has changed.
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
-        given = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'parked'").fetchall()
+        given = connection.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
         connection.execute("DROP INDEX outcomes_by_age")
         made = _made_today()
         for table in SEALED_TABLES:
-            _seal_rows(connection, table, made[table])
+            _seal_rows(connection, table, made[table], given if table == "log" else ())
         connection.execute(made["outcomes_by_age"])
-        # Of a table that goes, SQLite forgets which ids were given: none is given twice.
-        connection.execute("DELETE FROM sqlite_sequence WHERE name = 'parked'")
-        connection.executemany("INSERT INTO sqlite_sequence VALUES ('parked', ?)", given)
         connection.execute(f"PRAGMA user_version = {SEALED}")
         connection.execute("COMMIT")
     except BaseException:
@@ -38,11 +36,12 @@ def take_up(connection: sqlite3.Connection) -> None:
         raise
 
 
-def _seal_rows(connection: sqlite3.Connection, table: str, made: str) -> None:
+def _seal_rows(connection: sqlite3.Connection, table: str, made: str, more: tuple[int, ...]) -> None:
+    """more: the values of columns that the table gains."""
     connection.execute(f"ALTER TABLE {table} RENAME TO earlier")
     connection.execute(made)
     marks = ", ".join("?" for _ in connection.execute(f"SELECT name FROM pragma_table_info('{table}')"))
-    rows = (sealed(table, *row) for row in connection.execute("SELECT * FROM earlier"))
+    rows = (sealed(table, *row, *more) for row in connection.execute("SELECT * FROM earlier"))
     connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
     connection.execute("DROP TABLE earlier")
 

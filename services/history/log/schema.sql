@@ -5,6 +5,7 @@ CREATE TABLE log (
     only_row     INTEGER PRIMARY KEY CHECK (only_row = 1),
     epoch        TEXT NOT NULL,      -- the log's own id, part of every client's cursor; new after a restore
     created_at   TEXT NOT NULL,
+    parked_ids   INTEGER NOT NULL,   -- given so far: none is given twice
     seal         TEXT NOT NULL
 ) STRICT;
 
@@ -59,7 +60,7 @@ CREATE INDEX outcomes_by_age ON outcomes (decided_at);
 
 -- What could not be read or decided, byte for byte, for an operator.
 CREATE TABLE parked (
-    parked_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    parked_id INTEGER PRIMARY KEY,
     sequence  INTEGER NOT NULL,
     subject   TEXT NOT NULL,
     headers   TEXT NOT NULL,

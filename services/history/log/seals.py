@@ -6,7 +6,10 @@ verify finds by it a value that is not what was written. Must never do I/O.
 
 from __future__ import annotations
 
+from typing import Any
+
 from contracts.base import data_hash
+from contracts.errors import ContractError
 
 SEALED_TABLES = ("log", "cursor", "outcomes", "parked")
 
@@ -23,3 +26,12 @@ def seal(table: str, *values: Value) -> str:
 def sealed(table: str, *values: Value) -> tuple[Value, ...]:
     """The whole row: its values, then the seal."""
     return (*values, seal(table, *values))
+
+
+def holds(table: str, *row: Any) -> bool:
+    """Whether the whole row is what was written. A text that is not UTF-8 may be passed as surrogates."""
+    *values, kept = row
+    try:
+        return bool(seal(table, *values) == kept)
+    except ContractError:
+        return False

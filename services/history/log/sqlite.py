@@ -32,7 +32,7 @@ from services.history.log.port import (
     Transaction,
     chain_hash,
 )
-from services.history.log.seals import seal, sealed
+from services.history.log.seals import holds, seal, sealed
 
 SCHEMA_VERSION = 2
 # A backup or an operator's look may hold the file for a moment; longer is an error that someone should see.
@@ -52,19 +52,11 @@ class SqliteLog:
         path.touch(mode=FILE_MODE)
         try:
             self._connection = _open(path)
-            before = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if before == 0:
-                _create(self._connection, new_epoch, now)
-            elif before == UNSEALED:
-                take_up(self._connection)
-            found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            _make_ready(self._connection, new_epoch, now)
             self.epoch: str = self._connection.execute("SELECT epoch FROM log").fetchone()[0]
-        except sqlite3.Error as error:
+        except (sqlite3.Error, LogError) as error:
             self._lock.close()
             raise LogError(f"cannot open {path}: {error}") from error
-        if found != SCHEMA_VERSION:
-            self._lock.close()
-            raise LogError(f"{path} has schema {found}; this version reads {SCHEMA_VERSION}")
 
     def cursor(self) -> Cursor:
         created, sequence = self._connection.execute("SELECT stream_created, sequence FROM cursor").fetchone()
@@ -211,12 +203,9 @@ class SqliteTransaction:
         )
 
     def _next_parked_id(self) -> int:
-        """One that was never given: AUTOINCREMENT's own, which is in the seal before the row is there."""
-        [(last,)] = self._all(
-            "SELECT max(seq) FROM (SELECT seq FROM sqlite_sequence WHERE name = 'parked'"
-            " UNION ALL SELECT max(parked_id) FROM parked)"
-        )
-        return (last or 0) + 1
+        [(epoch, created_at, given)] = self._all("SELECT epoch, created_at, parked_ids FROM log")
+        self._all(_LOG_SQL, sealed("log", 1, epoch, created_at, given + 1))
+        return int(given) + 1
 
     def unpark(self, parked_id: int) -> ParkedDelivery | None:
         rows = self._all(
@@ -269,6 +258,7 @@ OUTCOME_SQL = """
 """
 
 
+_LOG_SQL = "UPDATE log SET (only_row, epoch, created_at, parked_ids, seal) = (?, ?, ?, ?, ?)"
 _CURSOR_SQL = "UPDATE cursor SET stream_created = ?, sequence = ?, seal = ?"
 
 
@@ -322,19 +312,35 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _make_ready(connection: sqlite3.Connection, epoch: str, now: str) -> None:
+    """A log of today's schema, to go on from. Raises LogError: it is a later one's, or damaged where it would go on."""
+    found = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found == 0:
+        _create(connection, epoch, now)
+    elif found == UNSEALED:
+        take_up(connection)
+    elif found != SCHEMA_VERSION:
+        raise LogError(f"it has schema {found}; this version reads {SCHEMA_VERSION}")
+    # The next write would seal what is there.
+    for table in ("log", "cursor"):
+        rows = connection.execute(f"SELECT * FROM {table}").fetchall()
+        if len(rows) != 1 or not holds(table, *rows[0]):
+            raise LogError(f"its {table} is not what was written; `chatlog verify` says what else is not")
+
+
 def _create(connection: sqlite3.Connection, epoch: str, now: str) -> None:
     """All tables or none: user_version is set in the same transaction."""
     script = files("services.history.log").joinpath("schema.sql").read_text()
     connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {SCHEMA_VERSION};")
-    connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", sealed("log", 1, epoch, now))
+    connection.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", sealed("log", 1, epoch, now, 0))
     connection.execute("INSERT INTO cursor VALUES (?, ?, ?, ?)", sealed("cursor", 1, None, 0))
     connection.execute("COMMIT")
 
 
 def put_epoch(connection: sqlite3.Connection, epoch: str) -> None:
     """Name what the log says from now on. Raises sqlite3.Error."""
-    [(created_at,)] = connection.execute("SELECT created_at FROM log").fetchall()
-    connection.execute("UPDATE log SET epoch = ?, seal = ?", (epoch, seal("log", 1, epoch, created_at)))
+    [kept] = connection.execute("SELECT created_at, parked_ids FROM log").fetchall()
+    connection.execute(_LOG_SQL, sealed("log", 1, epoch, *kept))
 
 
 def put_cursor(connection: sqlite3.Connection, cursor: Cursor) -> None:

@@ -10,10 +10,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from contracts.errors import ContractError
 from services.history.log.earlier import UNSEALED
 from services.history.log.reader import read_only
-from services.history.log.seals import SEALED_TABLES, seal
+from services.history.log.seals import SEALED_TABLES, holds
 from services.history.tools.findings import Findings
 
 # What names a row, by its columns; log and cursor have one row.
@@ -45,20 +44,13 @@ def _check_rows(connection: sqlite3.Connection, table: str, findings: Findings) 
     cursor = connection.execute(f"SELECT * FROM {table}")
     columns = [column[0] for column in cursor.description]
     count = 0
-    for *values, kept in cursor:
+    for row in cursor:
         count += 1
-        if not _holds(table, values, kept):
-            row = dict(zip(columns, values, strict=False))
-            key = "/".join(str(row[column]) for column in _NAMED_BY[table])
+        if not holds(table, *row):
+            values = dict(zip(columns, row, strict=True))
+            key = "/".join(str(values[column]) for column in _NAMED_BY[table])
             named = f"{table} {key}".strip().encode(errors="replace").decode()
-            position = row.get("position")
+            position = values.get("position")
             findings.add(position if isinstance(position, int) else 0, f"{named}: its seal is not that of its values")
     if count != 1 and not _NAMED_BY[table]:
         findings.add(0, f"{table} has {count} rows, and must have one")
-
-
-def _holds(table: str, values: list[str | int | bytes | None], kept: object) -> bool:
-    try:
-        return seal(table, *values) == kept
-    except ContractError:  # not UTF-8, and so not what was written
-        return False
