@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 4
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --no-emit-index-url --no-annotate --no-header
 
-.PHONY: up down status test soak pauses simulate mutants containers check bench bench-sockets bench-log contracts lock clean
+.PHONY: up down status test soak pauses simulate properties mutants containers check bench bench-sockets bench-log contracts lock clean
 .DEFAULT_GOAL := up
 
 # The box's two wheels (130 MB) are installed only where the choice of the model server falls on it.
@@ -46,6 +46,10 @@ pauses: $(VENV)/.dev
 EXAMPLES ?= 1000
 simulate: $(VENV)/.dev
 	@$(BIN)/python -m tests.simulation $(EXAMPLES)
+
+# Every test of a property (hypothesis) with fresh examples, so many of each that does not say how many it needs.
+properties: $(VENV)/.dev
+	FRESH_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n 2 -m hypothesis --timeout 1800 $(ARGS)
 
 # Builds the images and runs compose.yaml; says so where no container engine answers.
 containers: $(VENV)/.dev

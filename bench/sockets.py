@@ -22,7 +22,8 @@ IDLE_SOCKETS = 2000
 # Opened before, so that what is measured is not the first socket's share of code and pools.
 FIRST_SOCKETS = 100
 OPENED_AT_ONCE = 8
-# A stalled client that the gateway has cut comes back, so that there are always as many: so many a sample, no storm.
+# A stalled client that the gateway has cut comes back, so that there are always as many: so many a sample, spread over
+# it: no storm.
 REPLACED_AT_ONCE = 20
 # Memory of sockets that were opened just now still holds what their opening took.
 SETTLE_S = 5.0
@@ -153,6 +154,7 @@ class Crowd:
         held = held_by(self._port) if self._stalled else set()
         gone = [place for place, each in enumerate(self._stalled) if each.port not in held][:REPLACED_AT_ONCE]
         for place in gone:
+            await asyncio.sleep(SAMPLE_S / REPLACED_AT_ONCE)  # pace: one after the other, as people come back
             self._stalled[place].close()
             self._stalled[place] = await stall(self._port, self._sessions[place % len(self._sessions)])
             self.cut += 1

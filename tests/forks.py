@@ -78,9 +78,19 @@ class ForkServer:
             [sys.executable, "-m", "tests.forks"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def spawn(self, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Forked:
-        """Start `python -m module arguments` with exactly this environment; what it prints is added to log."""
-        request = {"module": module, "arguments": arguments, "environment": dict(environment), "log": str(log)}
+    def spawn(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        errors: Path | None = None,
+    ) -> Forked:
+        """Start `python -m module arguments` with exactly this environment. What it prints is added to log; errors:
+        what it says on standard error is added to this one.
+        """
+        request = {"module": module, "arguments": arguments, "environment": dict(environment)}
+        request["written"] = [str(log), str(errors or log)]
         with self._lock:
             return Forked(self._told(request), self)
 
@@ -120,25 +130,25 @@ def main() -> None:
         if "reap" in request:
             answer = os.waitstatus_to_exitcode(os.waitpid(request["reap"], 0)[1])
         else:
-            with contextlib.suppress(ModuleNotFoundError):  # a module without an app starts as fast as it can
-                importlib.import_module(f"{request['module']}.app")
+            for imported in ("app", "cli"):
+                with contextlib.suppress(ModuleNotFoundError):  # a module without either starts as fast as it can
+                    importlib.import_module(f"{request['module']}.{imported}")
             answer = os.fork()
             if answer == 0:
                 os.close(told)
-                _become(request["arguments"], request["environment"], request["log"])
+                _become(request["arguments"], request["environment"], request["written"])
                 runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
                 return
         os.write(told, f"{answer}\n".encode())
 
 
-def _become(arguments: list[str], environment: dict[str, str], log: str) -> None:
+def _become(arguments: list[str], environment: dict[str, str], written: list[str]) -> None:
     """Have a process's own arguments, environment and standard streams."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    written = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    for source, stream in ((nothing, 0), (written, 1), (written, 2)):
+    sources = [os.open(os.devnull, os.O_RDONLY)]
+    sources += [os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) for path in written]
+    for stream, source in enumerate(sources):
         os.dup2(source, stream)
-    os.close(nothing)
-    os.close(written)
+        os.close(source)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[1:] = arguments

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,29 +10,18 @@ from typing import Any
 import pytest
 
 from services.history.backup_note import IMPORTED
+from tests import commands
 from tests.chatting import chatter, http, new_session, send
-from tests.environments import plain_environment
+from tests.commands import Ended
 from tests.installations import Installation
-from tests.operated import ROOT
 from tests.unit.test_chatgpt import CONVERSATION, NEW, PATH, conversation
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
-COMMAND_TIMEOUT_S = 120.0
 
-
-async def chatlog(running: Installation, *arguments: str) -> tuple[int, bytes, str]:
-    """Exit code, what it printed and what it said beside."""
+async def chatlog(running: Installation, *arguments: str) -> Ended:
     data = {"CHATLOG_DATA_DIR": str(running.folder / "data")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.operator", *arguments),
-        cwd=ROOT,
-        env=plain_environment() | running.broker.environment() | data,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), COMMAND_TIMEOUT_S)
-    return process.returncode or 0, out, err.decode()
+    return await commands.chatlog(running.broker.environment() | data, *arguments)
 
 
 async def messages(running: Installation, session: str) -> list[dict[str, Any]]:

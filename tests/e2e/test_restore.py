@@ -95,14 +95,14 @@ class Round:
         await self.crowd.more(12, "accepted before the backup")
         assert (await chatlog(self.environment, "backup", self.file))[0] == 0
         await self.crowd.more(12, "accepted after the backup")
-        code, said = await chatlog(self.environment, "restore", self.file)
-        assert (code, "another process writes to this log" in said) == (1, True), said
+        code, _, err = await chatlog(self.environment, "restore", self.file)
+        assert (code, "another process writes to this log" in err) == (1, True), err
         await self.up.history.kill()
         for path in self.data.glob("*.db*" if self.with_views else "log.db*"):
             path.unlink()
         await self.crowd.more(2, "accepted while there is no log")
-        code, said = await chatlog(self.environment, "restore", self.file)
-        assert code == 0, said
+        code, _, err = await chatlog(self.environment, "restore", self.file)
+        assert code == 0, err
         await self.up.history.start()
         await self.crowd.more(10, "accepted by the restored one")
 
@@ -206,11 +206,11 @@ async def test_nats_without_its_folder_goes_on_with_the_log(tmp_path: Path) -> N
         assert (await chatlog(up.environment, "backup", file))[0] == 0, "nothing needs to run"
         before = (up.data / "log.db").read_bytes()
         await killed_while_its_broker_runs(up, file)
-        code, output = await chatlog(up.environment, "restore", file)
-        assert (code, "there is no intake stream" in output) == (1, True), output
+        code, _, err = await chatlog(up.environment, "restore", file)
+        assert (code, "there is no intake stream" in err) == (1, True), err
         assert (up.data / "log.db").read_bytes() == before, "nothing is touched before it is sure"
-        code, output = await chatlog(up.environment, "restore", file, "--accept-gap")
-        assert (code, "gap accepted: the backup ends at event " in output) == (0, True), output
+        code, out, err = await chatlog(up.environment, "restore", file, "--accept-gap")
+        assert (code, "gap accepted: the backup ends at event " in out.decode() + err) == (0, True), err
         assert not up.process_ids(), "the broker that was asked is gone"
         await up.start()
         await up.ready()
@@ -218,5 +218,5 @@ async def test_nats_without_its_folder_goes_on_with_the_log(tmp_path: Path) -> N
         async with http(up.gateway) as web:
             await ask(web, session_id, "after")
         assert (await messages(up, session_id))[: len(said)] == said
-        code, output = await chatlog(up.environment, "status")
-        assert "cannot be restored without a gap" in output, "that backup has followed the stream that is gone"
+        _, out, _ = await chatlog(up.environment, "status")
+        assert "cannot be restored without a gap" in out.decode(), "that backup has followed the stream that is gone"

@@ -3,53 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 from contracts.keys import key_id_of
 from tests.brokers import Broker, broker
-from tests.environments import plain_environment
-
-ROOT = Path(__file__).parents[2]
+from tests.commands import chatlog
 
 
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-async def chatlog(b: Broker, *arguments: str) -> tuple[int, str, str]:
-    plain = plain_environment()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.operator", "keys", *arguments),
-        cwd=ROOT,
-        env=plain | b.environment(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+async def keys(b: Broker, *arguments: str) -> tuple[int, str, str]:
+    code, out, err = await chatlog(b.environment(), "keys", *arguments)
+    return code, out.decode(), err
 
 
 async def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     async with broker(tmp_path) as b:
-        code, key, told = await chatlog(b, "create", "--user", "ann [x]", "--name", "laptop", "--expires", "30d")
+        code, key, told = await keys(b, "create", "--user", "ann [x]", "--name", "laptop", "--expires", "30d")
         assert (code, key.count("\n")) == (0, 1), told
         key = key.strip()
         key_id = key_id_of(key)
         assert key_id is not None
         assert key not in told
         assert "shown this once" in told
-        code, shown, _ = await chatlog(b, "list")
+        code, shown, _ = await keys(b, "list")
         assert (code, key in shown, key.split("_", 2)[2][:43] in shown) == (0, False, False)
         [row] = [line for line in shown.splitlines() if key_id in line]
         assert "ann [x]" in row
         assert "laptop" in row
         assert row.rstrip().endswith("live")
         for _ in range(2):  # again is no error
-            code, revoked, _ = await chatlog(b, "revoke", key_id)
+            code, revoked, _ = await keys(b, "revoke", key_id)
             assert (code, "is revoked since" in revoked) == (0, True)
-        assert "revoked" in (await chatlog(b, "list"))[1]
+        assert "revoked" in (await keys(b, "list"))[1]
     stored = b"".join(path.read_bytes() for path in files(tmp_path))
     assert key.encode() not in stored
     assert key_id.encode() in stored
@@ -67,7 +55,7 @@ WRONG = {
 
 async def test_what_cannot_be_done_is_one_line(tmp_path: Path) -> None:
     async with broker(tmp_path) as b:
-        told = await asyncio.gather(*(chatlog(b, *arguments) for arguments in WRONG))
+        told = await asyncio.gather(*(keys(b, *arguments) for arguments in WRONG))
     for (code, out, err), line in zip(told, WRONG.values(), strict=True):
         assert code in (1, 2)
         assert (out, line in err, "Traceback" in err) == ("", True, False), err
@@ -75,5 +63,5 @@ async def test_what_cannot_be_done_is_one_line(tmp_path: Path) -> None:
 
 async def test_a_broker_without_the_bucket_is_named(tmp_path: Path) -> None:
     async with broker(tmp_path, provisioned=False) as b:
-        code, _, err = await chatlog(b, "list")
+        code, _, err = await keys(b, "list")
     assert (code, "`chatlog provision` makes it" in err) == (1, True)

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from contracts import subjects
 from contracts.base import compact
 from contracts.envelope import Event
+from tests.commands import Ended, chatlog
 from tests.conversing import MODEL, USER, message
-from tests.environments import plain_environment
 from tests.roads import Road, road
 
-ROOT = Path(__file__).parents[2]
 # More than one reply may hold, so that show has to ask for it in parts.
 LARGE = 3 * 512 * 1024 + 7
 
 
-async def chatlog(walk: Road, *arguments: str) -> tuple[int, bytes, str]:
-    plain = plain_environment()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.operator", "parked", *arguments),
-        cwd=ROOT,
-        env=plain | walk.nats.environment(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
-    return process.returncode or 0, out, err.decode()
+async def parked(walk: Road, *arguments: str) -> Ended:
+    return await chatlog(walk.nats.environment(), "parked", *arguments)
 
 
 async def said(walk: Road, *arguments: str) -> Any:
     """What a program reads."""
-    code, out, err = await chatlog(walk, *arguments, "--json")
+    code, out, err = await parked(walk, *arguments, "--json")
     assert code == 0, err
     return json.loads(out)
 
@@ -53,7 +40,7 @@ async def park(walk: Road, event: Event, body: bytes, **headers: str) -> None:
 
 async def test_what_is_parked_is_listed_shown_retried_and_discarded(tmp_path: Path) -> None:
     async with road(tmp_path) as walk:
-        assert await chatlog(walk, "list") == (0, b"nothing is parked\n", "")
+        assert await parked(walk, "list") == (0, b"nothing is parked\n", "")
         session_id = await walk.begin()
         newer, broken = message(session_id, "a secret", model=MODEL), message(session_id)
         later = compact(json.loads(newer.body) | {"schema_version": 2})
@@ -65,18 +52,18 @@ async def test_what_is_parked_is_listed_shown_retried_and_discarded(tmp_path: Pa
         await discards(walk)
         assert (await walk.status()).parked == 0
         for command in ("show", "retry", "discard"):
-            code, out, err = await chatlog(walk, command, "2")
+            code, out, err = await parked(walk, command, "2")
             assert (code, out, err) == (1, b"", "chatlog: no event is parked under 2\n")
 
 
 async def lists_without_texts(walk: Road, newer: Event) -> None:
-    code, out, _ = await chatlog(walk, "list")
+    code, out, _ = await parked(walk, "list")
     lines = out.decode().splitlines()
     assert (code, len(lines)) == (0, 3)
     for word in ("1 ", "user_message_submitted", newer.session_id, USER, "version"):
         assert word in lines[1]
     assert b"secret" not in out
-    _, out, _ = await chatlog(walk, "list", "--json")
+    _, out, _ = await parked(walk, "list", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert [(row["parked_id"], row["bytes"]) for row in rows] == [(1, len(rows_body(walk, 1))), (2, LARGE)]
     assert rows[0]["parked_at"]
@@ -88,14 +75,14 @@ def rows_body(walk: Road, parked_id: int) -> bytes:
 
 
 async def shows_bytes_only_where_asked(walk: Road, later: bytes) -> None:
-    code, out, _ = await chatlog(walk, "show", "1")
+    code, out, _ = await parked(walk, "show", "1")
     assert code == 0
     assert hashlib.sha256(later).hexdigest() in out.decode()
     assert "\\x1b[31mred" in out.decode(), "a header cannot speak to the terminal"
     assert b"\x1b" not in out
     assert b"secret" not in out
-    assert await chatlog(walk, "show", "1", "--body") == (0, later, "")
-    _, out, _ = await chatlog(walk, "show", "2", "--body")
+    assert await parked(walk, "show", "1", "--body") == (0, later, "")
+    _, out, _ = await parked(walk, "show", "2", "--body")
     assert out == b"x" * LARGE
     values = await said(walk, "show", "1", "--body")
     assert base64.b64decode(values["body"]) == later
@@ -104,7 +91,7 @@ async def shows_bytes_only_where_asked(walk: Road, later: bytes) -> None:
 
 
 async def retries_with_a_newer_version(walk: Road, newer: Event) -> None:
-    code, out, _ = await chatlog(walk, "retry", "1")
+    code, out, _ = await parked(walk, "retry", "1")
     assert (code, out.startswith(b"1 is parked again: ")) == (1, True), "this version cannot read it either"
     # What a newer version would read, this one reads once the bytes are those that it knows.
     await walk.history.stop()
@@ -121,7 +108,7 @@ async def retries_with_a_newer_version(walk: Road, newer: Event) -> None:
     assert shown == [2, 3], "whoever watches sees it"
     context, _ = await walk.talk.context()
     assert context.turn_id == newer.turn_id
-    assert (await chatlog(walk, "retry", "1"))[0] == 1, "again finds nothing"
+    assert (await parked(walk, "retry", "1"))[0] == 1, "again finds nothing"
 
 
 async def discards(walk: Road) -> None:
@@ -133,6 +120,6 @@ async def discards(walk: Road) -> None:
 
 async def test_a_history_that_is_away_is_one_line(tmp_path: Path) -> None:
     async with road(tmp_path, started=False) as walk:
-        code, out, err = await chatlog(walk, "list")
+        code, out, err = await parked(walk, "list")
         assert (code, out) == (1, b"")
         assert err.startswith("chatlog: history does not answer")

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from contracts.turns import read_context
 from services.history.effects import Queue
+from tests import commands
 from tests.conversing import MODEL, completed, message, new_id, session_started
-from tests.environments import plain_environment
 from tests.recording import Scene, only, scene
 from tests.standins import Standin, standin_process
 
-ROOT = Path(__file__).parents[2]
 OTHER = "other:1m"
 WORDS = ["Once ", "upon ", "a ", "time."]
 
 
 async def chatlog(folder: Path, server: Standin, *arguments: str) -> tuple[int, str, str]:
-    plain = plain_environment()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.operator", *arguments),
-        cwd=ROOT,
-        env=plain | {"CHATLOG_DATA_DIR": str(folder), "CHATLOG_OLLAMA_URL": server.ollama_url},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(120):
-        out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+    environment = {"CHATLOG_DATA_DIR": str(folder), "CHATLOG_OLLAMA_URL": server.ollama_url}
+    code, out, err = await commands.chatlog(environment, *arguments)
+    return code, out.decode(), err
 
 
 def turn_of(on: Scene, text: str, answer: str | None) -> tuple[str, tuple[tuple[str, str], ...]]:

@@ -25,8 +25,10 @@ LIMIT_BYTES = 80_000
 
 
 async def chatlog(walk: Road, *arguments: object) -> tuple[int, str]:
-    """A command beside this history."""
-    return await commands.chatlog({**walk.nats.environment(), "CHATLOG_DATA_DIR": str(walk.data_dir)}, *arguments)
+    """A command beside this history: its exit code, and all that it said."""
+    environment = {**walk.nats.environment(), "CHATLOG_DATA_DIR": str(walk.data_dir)}
+    code, out, err = await commands.chatlog(environment, *arguments)
+    return code, out.decode() + err
 
 
 async def first_sequence(walk: Road) -> int:
