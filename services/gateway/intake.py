@@ -40,6 +40,8 @@ MAX_UNRECORDED_PER_SESSION = 20
 # From here on the intake takes no messages, so that workers' events always fit.
 MAX_INTAKE_SHARE = 0.8
 MIN_DISK_FREE_BYTES = 512 * 1024 * 1024
+# Of the models that are there, a refusal names so many; GET /v1/models lists them all.
+MODELS_TOLD = 20
 # What a refused client is asked to wait.
 RETRY_AFTER_S = 5
 
@@ -148,8 +150,12 @@ def check_room(room: Room) -> None:
 def check_model(model: str | None, named: frozenset[str], *, heard: bool) -> None:
     """Refuse a model that no worker has named, once one is heard, and any where none has one. Raises Refused."""
     offered = model is None or not named.isdisjoint((model, f"{model}:latest"))  # Ollama's `m` is `m:latest`
-    if heard and (not named or not offered):
-        raise Refused("model_not_found", "no worker offers a model" if not named else "no worker offers this model")
+    if heard and not named:
+        raise Refused("model_not_found", "no worker offers a model")
+    if heard and not offered:
+        there = ", ".join(sorted(named)[:MODELS_TOLD])
+        more = f" and {len(named) - MODELS_TOLD} more" if len(named) > MODELS_TOLD else ""
+        raise Refused("model_not_found", f"no worker offers {model}; there is {there}{more}")
 
 
 def _kept(given: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:

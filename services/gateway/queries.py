@@ -171,4 +171,5 @@ def at_of(text: str | None) -> queries.At | None:
     try:
         return queries.read_at(text)
     except ContractError as error:
-        raise Refused("bad_request", error.reason) from error
+        hint = "; in an address a + is written %2B" if " " in text else ""
+        raise Refused("bad_request", f"{error.reason}{hint}") from error

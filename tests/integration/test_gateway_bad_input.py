@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from contracts.errors import STATUS
+from services.gateway.api.requests import EVENT_STREAM
 from tests.gateway_roads import GatewayRoad, gateway_road
 from tests.polling import eventually
 
@@ -107,6 +108,7 @@ async def test_a_body_that_never_says_its_length_is_bounded_too(whole: GatewayRo
         ("GET", f"/v1/sessions/{UNKNOWN}/turns/{UNKNOWN}/cancel", "method_not_allowed"),
         ("GET", "/v1/sessions?limit=0", "bad_request"),
         ("GET", "/v1/sessions?limit=x", "bad_request"),
+        ("GET", "/v1/sessions?at=3", "bad_request"),
         ("GET", f"/v1/sessions?before={'x' * 101}", "bad_request"),
         ("GET", f"/v1/sessions/{UNKNOWN}/events?after=x", "bad_request"),
         ("GET", "/nope", "not_found"),
@@ -119,6 +121,27 @@ async def test_a_body_that_never_says_its_length_is_bounded_too(whole: GatewayRo
 async def test_a_bad_address(whole: GatewayRoad, session: str, method: str, path: str, code: str) -> None:
     async with whole.http() as client:
         is_problem(await client.request(method, path), code)
+
+
+async def test_a_time_whose_plus_became_a_blank_is_told_how_to_write_it(whole: GatewayRoad, session: str) -> None:
+    async with whole.http() as client:
+        said = await client.get(f"/v1/sessions/{session}?at=2026-11-20T10:00:00+00:00")
+        is_problem(said, "bad_request")
+        assert said.json()["detail"].endswith("; in an address a + is written %2B")
+        assert (await client.get(f"/v1/sessions/{session}?at=2999-11-20T10:00:00%2B00:00")).status_code == 200
+
+
+async def test_a_head_is_a_get_without_its_body(whole: GatewayRoad, session: str) -> None:
+    async with whole.http() as client:
+        assert "/docs" in (await client.get("/")).text
+        for path, status in (("/", 200), ("/v1/sessions", 200), (f"/v1/sessions/{UNKNOWN}", 404), ("/nope", 404)):
+            head, got = await client.head(path), await client.get(path)
+            assert (head.status_code, head.content, got.status_code) == (status, b"", status)
+            assert head.headers["content-length"] == got.headers["content-length"]
+        stream = await client.head(f"/v1/sessions/{session}/events")
+        assert stream.status_code == 200, "and it has ended"
+        assert stream.headers["content-type"].startswith(EVENT_STREAM)
+        assert (await client.head(f"/v1/sessions/{session}/restore")).status_code == 405
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ async def test_every_route_has_one_policy_and_is_held_to_it() -> None:
 async def test_a_wrong_method_is_told_all_the_right_ones(whole: GatewayRoad) -> None:
     async with whole.http() as client:
         told = await client.delete("/v1/sessions")
-    assert (told.status_code, told.headers["allow"]) == (405, "GET, POST")
+    assert (told.status_code, told.headers["allow"]) == (405, "GET, HEAD, POST")
 
 
 async def test_a_broken_cursor_of_the_list_is_refused_and_not_taken_as_none(whole: GatewayRoad) -> None:

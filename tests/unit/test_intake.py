@@ -124,6 +124,9 @@ def test_a_model_is_refused_only_once_a_worker_was_heard(
     model: str | None, named: frozenset[str], heard: bool, refused: bool
 ) -> None:
     if refused:
-        assert code_of(intake.check_model, model, named, heard=heard) == "model_not_found"
+        with pytest.raises(Refused) as refusal:
+            intake.check_model(model, named, heard=heard)
+        there = "no worker offers n; there is m" if named else "no worker offers a model"
+        assert (refusal.value.code, refusal.value.detail) == ("model_not_found", there)
     else:
         intake.check_model(model, named, heard=heard)

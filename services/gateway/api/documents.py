@@ -1,6 +1,6 @@
 """Beside the road, gateway/api/documents: what the doors and subjects are, for people and programs, without a network.
 
-Owns the pages /docs and /asyncapi and the documents behind them. Must never load anything from another host.
+Owns the pages /, /docs and /asyncapi and the documents behind them. Must never load anything from another host.
 """
 
 from __future__ import annotations
@@ -13,14 +13,27 @@ from pathlib import Path
 import fastapi_offline
 from fastapi import Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from services.gateway.api.subjects import asyncapi_document
 from services.gateway.intake import Refused
+from services.runtime.version import VERSION
 
+_FRONT = f"""\
+Chatlog {VERSION}
+
+/docs      the HTTP routes, to read and to try
+/asyncapi  the subjects that the services speak on
+README.md  how to talk to it
+"""
 STATIC = Path(fastapi_offline.__file__).parent / "static"
 # By name, not by path: no value of a client's reaches the file system.
 STATIC_FILES = {name: STATIC / name for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")}
+
+
+async def front() -> PlainTextResponse:
+    """Where to go from here."""
+    return PlainTextResponse(_FRONT)
 
 
 async def openapi(request: Request) -> JSONResponse:

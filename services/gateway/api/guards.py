@@ -116,7 +116,15 @@ class Guards:
                 message = {**message, "headers": [*message.get("headers", []), *_SECURITY_HEADERS]}
             await send(message)
 
-        await self._app(scope, counted, secured)
+        if scope["method"] == "HEAD":
+            # As a GET of which uvicorn leaves the body out. Whoever asks so waits for no stream: it ends as it begins.
+            await self._app({**scope, "method": "GET"}, _gone, secured)
+        else:
+            await self._app(scope, counted, secured)
+
+
+async def _gone() -> Message:
+    return {"type": "http.disconnect"}
 
 
 async def _refuse(code: Code, scope: Scope, receive: Receive, send: Send) -> None:

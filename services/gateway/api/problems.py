@@ -1,6 +1,7 @@
 """Step 2, gateway/api/problems: every error of the HTTP doors as RFC 9457's problem+json with a stable code.
 
-Owns the one shape of an error. Must never show a stack, a class name or what the client sent.
+Owns the one shape of an error. Must never show a stack, a class name or what the client sent, but for a model's
+name.
 """
 
 from __future__ import annotations
@@ -67,7 +68,16 @@ def problem(
     body |= {name: value for name, value in members.items() if value is not None}
     if code == "unauthorized":
         headers = {**(headers or {}), "WWW-Authenticate": CHALLENGE}
-    return JSONResponse(body, status_code=STATUS[code], media_type=MEDIA_TYPE, headers=headers)
+    return _Problem(body, status_code=STATUS[code], headers=headers)
+
+
+class _Problem(JSONResponse):
+    """With a line's end: most are read in a terminal."""
+
+    media_type = MEDIA_TYPE
+
+    def render(self, content: Any) -> bytes:
+        return super().render(content) + b"\n"
 
 
 def of_refusal(refusal: Refused, *, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -115,7 +125,7 @@ def _methods_at(request: Request) -> list[str]:
     for route in request.app.routes:
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
             found |= route.methods or set()
-    return sorted(found)
+    return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
 def where_of(errors: Any) -> str:

@@ -96,6 +96,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/models", "user", models.list_models),
     Route("GET", "/healthz", "public", health.alive),
     Route("GET", "/readyz", "public", health.ready, {200: "Ready", 503: "Not ready; reasons says why"}),
+    Route("GET", "/", "public", documents.front, listed=False),
     Route("GET", "/openapi.json", "public", documents.openapi, listed=False),
     Route("GET", "/docs", "public", documents.openapi_page, listed=False),
     Route("GET", "/docs/{name}", "public", documents.static_file, listed=False),

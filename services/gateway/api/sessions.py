@@ -27,6 +27,7 @@ from services.gateway.api.requests import (
     read_nothing,
 )
 from services.gateway.bus import Sent
+from services.gateway.intake import Refused
 from services.gateway.parts import Parts
 from services.gateway.queries import at_of
 from services.gateway.sends import session_id_of
@@ -83,12 +84,15 @@ async def restore_session(request: Request, session: str, user_id: CurrentUser, 
 
 
 async def list_sessions(
+    request: Request,
     user_id: CurrentUser,
     parts: Gateway,
     limit: Annotated[int, Query(ge=1, le=PAGE_ROWS)] = 50,
     before: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None,
 ) -> SessionsReply:
     """The user's sessions, newest activity first. before: next of the page before."""
+    if "at" in request.query_params:
+        raise Refused("bad_request", "at: the list has no past; a session and its messages have")
     return await parts.history.sessions(user_id, limit, before)
 
 
