@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 # The supervisor sets this to its own id before it becomes itself; a child whose parent is another one is an orphan.
@@ -39,16 +38,18 @@ def main() -> None:
         os.environ[PARENT_VARIABLE] = str(os.getpid())
         del sys.argv[1]
     if starts := os.environ.pop(STARTS_VARIABLE, ""):
-        _pace(Path(starts), parent)
+        _pace(starts, parent)
     os.execv(sys.argv[1], sys.argv[1:])
 
 
-def _pace(file: Path, supervisor: int) -> None:
+def _pace(file: str, supervisor: int) -> None:
     """Wait as long as the starts so far ask for, and keep this one."""
-    kept = file.read_text() if file.exists() else ""
-    restarts = soon(kept, supervisor, time.monotonic())
-    time.sleep(pause_s(restarts))
-    file.write_text(f"{supervisor} {restarts} {time.monotonic()}")
+    with open(file, "a+", encoding="ascii") as kept:
+        kept.seek(0)
+        restarts = soon(kept.read(), supervisor, time.monotonic())
+        time.sleep(pause_s(restarts))
+        kept.truncate(0)
+        kept.write(f"{supervisor} {restarts} {time.monotonic()}")
 
 
 def soon(kept: str, supervisor: int, now: float) -> int:

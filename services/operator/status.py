@@ -1,4 +1,4 @@
-"""`chatlog status`: what history, the broker, the gateway and the workers say of themselves, gathered in two seconds.
+"""`chatlog status`: what history, the broker, the gateway and the workers say of themselves, gathered in seconds.
 
 Owns the questions. Must never change anything, and never waits for who does not answer: that is an answer too.
 """
@@ -74,16 +74,20 @@ async def gather(bus: Bus, system: Bus, folder: DataFolder) -> Status:
 
 
 async def listen_for_workers(bus: Bus) -> list[Presence]:
-    """Who is there: everybody says so within LISTEN_S."""
+    """Who is there: everybody says so within LISTEN_S, or on a busy machine somebody by the next time."""
     heard: dict[str, Presence] = {}
+    somebody = asyncio.Event()
 
     async def hear(message: Msg) -> None:
         with contextlib.suppress(ContractError):  # another version's worker: it is not ours to judge here
             presence = read_presence(message.data)
             heard[presence.worker_id] = presence
+            somebody.set()
 
     subscription = await bus.subscribe(subjects.PRESENCE_ALL, hear)
     await asyncio.sleep(LISTEN_S)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(somebody.wait(), LISTEN_S)
     await subscription.unsubscribe()
     return sorted(heard.values(), key=lambda presence: presence.worker_id)
 
