@@ -141,11 +141,11 @@ def status(context: typer.Context, json: StatusAsJson = False) -> None:
 
 @app.command(name="settings", cls=SettingsCommand)
 def show_settings(context: typer.Context) -> None:
-    """Every setting: its value, unit, default, where the value came from, and the default's reason."""
+    """Every setting: its value, where that came from, the default that it replaces, and the default's reason."""
     from services.operator.show import settings_table
 
     for part, rows in operator_settings.rows(parse_flags(context.args)):
-        console.print(settings_table(part, rows))
+        console.print(settings_table(part, rows), soft_wrap=False)
     for name in operator_settings.unknown_variables():
         console.print(f"note: {name} is set, and is not a setting of Chatlog")
 
@@ -195,6 +195,8 @@ def create_key(
         typer.echo(key)
 
     _on_keys(context, make)
+    if load_all(parse_flags(context.args)).operator.auth == "open":
+        typer.echo("no gateway asks for a key before it runs with CHATLOG_AUTH=keys; here it is open", err=True)
 
 
 @keys_app.command(name="list", cls=SettingsCommand)

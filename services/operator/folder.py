@@ -102,7 +102,9 @@ class DataFolder:
         except BlockingIOError:
             holder = os.read(lock, 20).decode() or "unknown"
             os.close(lock)
-            raise FolderInUse(f"`chatlog up` already runs on {self.root} (process {holder})") from None
+            raise FolderInUse(
+                f"`chatlog up` already runs on {self.root} (process {holder}); `chatlog down` stops it"
+            ) from None
         os.truncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
         return lock

@@ -132,12 +132,16 @@ def printable_lines(text: str) -> str:
 
 
 def settings_table(part: str, rows: list[Row]) -> Table:
+    """In a terminal of 100 columns a long reason takes several lines; a default is said where it is not in force."""
     table = Table(title=part, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("variable", "value", "unit", "default", "from"):
+    for column in ("variable", "value"):
         table.add_column(column, no_wrap=True)
-    table.add_column("reason")
+    for column in ("from", "reason"):
+        table.add_column(column)
     for row in rows:
-        table.add_row(row.variable, row.value, row.unit, row.default, row.source, row.reason)
+        replaced = f", for {row.default or 'nothing'}" if row.value != row.default else ""
+        said = Text(row.value and f"{row.value} {row.unit}".rstrip()), Text(f"{row.source}{replaced}"), Text(row.reason)
+        table.add_row(row.variable, *said)
     return table
 
 

@@ -83,7 +83,7 @@ async def test_make_up_shows_everything_and_ctrl_c_leaves_nothing(tmp_path: Path
         assert not any("secret" in command or "password" in command for command in up.process_ids().values())
         await status_says_how_it_is(up)
         first = up.pid_of("services.operator up")
-        line = f"chatlog: `chatlog up` already runs on {up.data} (process {first})\n"
+        line = f"chatlog: `chatlog up` already runs on {up.data} (process {first}); `chatlog down` stops it\n"
         assert await run(up, "up") == (1, line)
         assert await gateway_is_ready(up)
         os.killpg(os.getpgid(first), signal.SIGINT)

@@ -306,7 +306,7 @@ def test_the_markdown_page_keeps_texts_out_of_its_structure(here: Scene) -> None
     assert "Said in 2 ways" in page
     assert "2 more in other branches" in page
     assert "failed (model\\_error)" in page or "failed (model_error)" in page
-    assert page.startswith("# \\# \\<b\\>\\`x\\`\\<\\/b\\> \\[a\\]\\(javascript\\:b\\)\n")
+    assert page.startswith("# \\# \\<b\\>\\`x\\`\\<\\/b\\> \\[a\\]\\(javascript:b\\)\n")
 
 
 @given(st.text(st.sampled_from("`~\n a<"), max_size=40))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import tomllib
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from services.operator import settings as stack
 from services.operator.settings import CLASSES, load_all, parse_flags, rows
-from services.runtime.settings import SettingsError, fields_of, unit_of
+from services.operator.show import settings_table
+from services.runtime.settings import SettingsError, fields_of, unit_of, variable_of
 from services.runtime.version import VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +65,18 @@ def test_a_misspelt_variable_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CHATLOG_CONFIG", "")
     assert "CHATLOG_GATEWAY_PROT" in stack.unknown_variables()
     assert "CHATLOG_CONFIG" not in stack.unknown_variables()
+
+
+def test_the_table_fits_a_terminal_of_a_hundred_columns() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    for part, own in rows(parse_flags(["--gateway-port", "8800"])):
+        console.print(settings_table(part, own), soft_wrap=False)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert max(map(len, lines)) <= 100
+    [port] = [line for line in lines if line.startswith("CHATLOG_GATEWAY_PORT ")]
+    assert " 8800 " in port
+    assert " flag, for 8700 " in port
+    assert all(any(line.startswith(variable_of(name)) for line in lines) for name in fields_of(CLASSES))
 
 
 def test_there_is_one_version() -> None:

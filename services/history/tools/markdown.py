@@ -12,7 +12,8 @@ import re
 from services.history.views.fold import Row
 
 _SHORTEST_FENCE = 3
-_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+# But the colon: it does nothing beside escaped brackets, slashes and at signs, and every model's name has one.
+_PUNCTUATION = re.compile(r"([!-/;-@\[-`{-~])")
 
 
 def page(session: Row, messages: list[Row]) -> str:
