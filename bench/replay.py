@@ -42,12 +42,12 @@ async def measure(events: int = EVENTS, folder: Path | None = None, repeats: int
 
 def _measure(events: int, folder: Path | None, repeats: int) -> Result:
     result = Result("replay", f"{events} generated events, each command {repeats} times; memory is PSS at its peak")
-    with _log_of(events, folder) as data:
+    with log_of(events, folder) as data:
         for path in data.glob("views-*"):
             path.unlink()  # a rebuild beside views would be measured with its comparison
         for words, at_least in (("replay --dry-run", 50_000), ("verify", 250_000), ("verify --views", 80_000)):
             if words != "replay --dry-run":
-                _views_of(data, events)
+                views_of(data, events)
             rates, peaks = zip(
                 *(_command(data, events, [*words.split(), "--json"]) for _ in range(repeats)), strict=True
             )
@@ -58,7 +58,7 @@ def _measure(events: int, folder: Path | None, repeats: int) -> Result:
 
 
 @contextmanager
-def _log_of(events: int, folder: Path | None) -> Iterator[Path]:
+def log_of(events: int, folder: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="chatlog-bench-") as temporary:
         data = folder or Path(temporary)
         data.mkdir(exist_ok=True, parents=True)
@@ -67,7 +67,7 @@ def _log_of(events: int, folder: Path | None) -> Iterator[Path]:
         yield data
 
 
-def _views_of(data: Path, events: int) -> None:
+def views_of(data: Path, events: int) -> None:
     tables = ViewTables(data / "views-1.db")
     try:
         fill(data / "log.db", tables, events, lambda position: None)

@@ -1,14 +1,10 @@
-"""A rebuild on real files, without a stack: equal to what serves, and gone on with after any kill (D4).
+"""A rebuild on real files, without a stack: equal to what serves, and nobody's views before it is finished (D4).
 
 The serving views are folded a few rows at a time, the rebuild in small batches, so that rows are cut everywhere.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import random
-import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,7 +17,7 @@ from services.history.tools import replay
 from services.history.tools.compare import Comparison, Difference
 from services.history.views import filling, folder
 from services.history.views.store import NotFinished, adopt
-from services.history.views.tables import View, ViewTables
+from services.history.views.tables import View
 from tests.conversing import completed, new_id, session_started
 from tests.recording import Scene, scene
 from tests.viewing import opened
@@ -32,7 +28,6 @@ BATCH = 7
 @pytest.fixture
 def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     monkeypatch.setattr(filling, "BATCH_EVENTS", BATCH)
-    monkeypatch.setattr(os, "nice", lambda _: 0)  # this process goes on with other tests
     with scene(tmp_path) as made:
         yield made
 
@@ -118,40 +113,6 @@ async def test_a_report_is_bounded(on: Scene) -> None:
     assert Difference("messages", compared.differences[0].row, "differs in status") in compared.differences
 
 
-def die_at(data: Path, moment: int) -> None:
-    """Rebuild, and be killed at this moment: before a table's rows, before their words, between two batches."""
-    left = iter(range(moment))
-
-    def or_die(real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any) -> Any:
-            if next(left, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments)
-
-        return step
-
-    ViewTables._put = or_die(ViewTables._put)  # type: ignore[method-assign]
-    ViewTables._add_words = or_die(ViewTables._add_words)  # type: ignore[method-assign]
-    with replay.rebuilding(data, None) as each:
-        each.run(or_die(lambda _: None))
-
-
-async def test_a_rebuild_that_is_killed_anywhere_is_gone_on_with_and_equal(on: Scene) -> None:
-    await talk(on)
-    positions = [0]
-    for _ in range(10):
-        killed = multiprocessing.get_context("fork").Process(target=die_at, args=(on.folder, random.randrange(9)))
-        killed.start()
-        killed.join(60)
-        async with opened(on) as (store, _):
-            assert store.path.name == "views-1.db", "a start meanwhile serves"
-        with replay.rebuilding(on.folder, None) as each:
-            positions.append(each.position)
-    assert positions == sorted(positions)
-    assert BATCH in positions or positions[-1] > BATCH, "none of it was lost"
-    assert rebuild(on).equal
-
-
 async def test_a_rebuild_of_something_else_is_begun_anew(on: Scene) -> None:
     await talk(on)
     with replay.rebuilding(on.folder, "turns") as each:
@@ -178,6 +139,7 @@ async def test_an_unfinished_rebuild_is_nobodys_views(on: Scene) -> None:
         adopt(on.folder)
     with replay.rebuilding(on.folder, None), pytest.raises(replay.ReplayFailed), replay.rebuilding(on.folder, None):
         pass
+    assert sorted(path.name for path in on.folder.glob("*.lock")) == ["log.lock"], "it locks without a file"
 
 
 def break_row(on: Scene, position: int) -> None:

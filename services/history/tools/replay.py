@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,13 +20,13 @@ from services.history.log.port import LogError
 from services.history.log.reader import read_only
 from services.history.log.sqlite import LogLocked, take_lock
 from services.history.tools.compare import Comparison, compare
-from services.history.views.filling import Told, fill
+from services.history.views.filling import FAR_EVENTS, Told, fill
 from services.history.views.store import REBUILD, adopt, newest_views, remove_views
 from services.history.views.tables import VIEWS, View, ViewTables
 
-# Chatting goes first: whoever waits for an answer must not feel a rebuild.
-NICENESS = 10
 _COPIED_PAGES = 4096
+# Where the kernel has no idle class.
+NICENESS = 19
 
 # What a view's rows are made from: they are rebuilt with it.
 _WITH: dict[View, frozenset[View]] = {
@@ -66,6 +67,8 @@ class Rebuild:
 
         told: each position from which the rebuild can be gone on with. Raises LogError or sqlite3.Error.
         """
+        if self.last - self.position >= FAR_EVENTS:
+            _step_back()
         fill(self._log, self._tables, self._goal, told, _WITH[self._only] if self._only else VIEWS)
         serving = newest_views(self._folder)
         # They may fold on: what is left between is short, and is folded while they are held at one position.
@@ -141,23 +144,32 @@ class Rebuild:
 
 @contextmanager
 def rebuilding(folder: Path, only: View | None) -> Iterator[Rebuild]:
-    """Alone in this folder, and at the back of the queue for the processor. What it leaves can be gone on with.
+    """Alone in this folder. What it leaves can be gone on with.
 
     Raises ReplayFailed.
     """
     if not (folder / "log.db").exists():
         raise ReplayFailed(f"there is no log in {folder}")
-    os.nice(NICENESS)
-    with (folder / "rebuild.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ReplayFailed("another `chatlog replay` rebuilds these views") from None
+    with _alone(folder):
         try:
             with closing(Rebuild(folder, only)) as rebuild:
                 yield rebuild
         except (LogError, sqlite3.Error) as error:
             raise ReplayFailed(str(error)) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The lock is the folder's own, which leaves no file behind and ends with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ReplayFailed("another `chatlog replay` rebuilds these views") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def install(folder: Path) -> Path | None:
@@ -172,6 +184,17 @@ def install(folder: Path) -> Path | None:
         if before is not None:
             remove_views(before)
         return path
+
+
+def _step_back() -> None:
+    """Take only the processor's time that nobody else wants, this process and the one that folds for it: who waits for
+    an answer must not feel a rebuild. Beside two processes that were merely nice (10), six that hand a request on took
+    8 to 11 ms for it; beside two of the idle class 1 ms, as with nobody beside them (measured).
+    """
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(NICENESS)
 
 
 def _rebuilding(path: Path) -> tuple[Any, int]:

@@ -92,7 +92,8 @@ class ViewStore:
             self.path, self.reading, self._tables = fresh.path, fresh.reading, fresh._tables
             self.position, self._hash = fresh.position, fresh._hash
         await old.close()
-        remove_views(old.path)
+        # In a thread: a file of a gigabyte is not gone at once, and people chat.
+        await asyncio.to_thread(remove_views, old.path)
 
     @contextmanager
     def condemned_if_broken(self) -> Iterator[None]:
