@@ -13,10 +13,10 @@ ASK_TIMEOUT_S = 2.0
 _MAX_ANSWER_BYTES = 64 * 1024
 
 
-async def why_not_ready(address: str) -> list[str]:
+async def why_not_ready(address: str, timeout_s: float = ASK_TIMEOUT_S) -> list[str]:
     """The reasons that the service at address (unix:PATH or HOST:PORT) gives against itself; empty: it is ready."""
     try:
-        async with asyncio.timeout(ASK_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             status, answer = await _get(address, "/readyz")
     except (OSError, TimeoutError, ValueError, IndexError):
         return ["it does not answer yet"]
