@@ -36,7 +36,9 @@ async def _get(address: str, path: str) -> tuple[int, Any]:
         reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
-        raw = await reader.read(_MAX_ANSWER_BYTES)
+        raw = b""
+        while part := await reader.read(_MAX_ANSWER_BYTES - len(raw)):  # head and body may come one after the other
+            raw += part
     finally:
         writer.close()
     head, _, body = raw.partition(b"\r\n\r\n")

@@ -27,7 +27,7 @@ from services.runtime.health import Reason, server_reasons
 
 # Who is there answers within milliseconds, on a machine that others keep busy within seconds; and who does not answer
 # is said to be down.
-ASK_TIMEOUT_S = 10.0
+ASK_TIMEOUT_S = 5.0
 # Workers say who they are every 2 s.
 LISTEN_S = 2.2
 STREAMS = (subjects.INTAKE_STREAM, subjects.CONTEXT_STREAM)

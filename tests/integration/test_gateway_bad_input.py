@@ -49,6 +49,7 @@ def is_problem(response: httpx.Response, code: str) -> None:
     assert (body["code"], body["status"], response.status_code) == (code, STATUS[code], STATUS[code])
     assert body["type"].endswith(code)
     assert body["title"]
+    assert response.text.endswith("}\n")
 
 
 MESSAGES: list[tuple[str, bytes, str]] = [

@@ -28,6 +28,7 @@ async def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
         assert key_id is not None
         assert key not in told
         assert "shown this once" in told
+        assert told.endswith("asks for a key before it runs with CHATLOG_AUTH=keys; here it is open\n")
         code, shown, _ = await keys(b, "list")
         assert (code, key in shown, key.split("_", 2)[2][:43] in shown) == (0, False, False)
         [row] = [line for line in shown.splitlines() if key_id in line]

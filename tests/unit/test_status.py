@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from contracts.queries import StatusReply
 from contracts.turns import ModelPresence, Presence
+from services.operator.asking import why_not_ready
 from services.operator.show import as_json, print_status, status_values
 from services.operator.status import STREAMS, Status
 from services.runtime.health import Reason
@@ -67,6 +69,19 @@ def well() -> Status:
         turns_waiting=0, turns_running=0, sizes={}, queues=[],
     )  # fmt: skip
     return Status(server=[], streams=streams, history=history, workers=[presence("ok")], gateway=[], sizes={"log": 1})
+
+
+async def test_an_answer_that_comes_in_two_parts_is_read_whole() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
+        await asyncio.sleep(0.1)  # pace: the head arrives alone
+        writer.write(b'{"reasons": [{"name": "history_away", "detail": "it is"}]}')
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert await why_not_ready(f"127.0.0.1:{port}", timeout_s=60) == ["history_away: it is"]
 
 
 def test_sizes_are_said_in_a_unit_that_shows_them() -> None:
