@@ -179,7 +179,8 @@ async def test_a_turn_that_is_not_there_is_one_clear_line(on: Scene, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("turn", "why"), [("name:tour", "is not a turn's id"), (new_id().upper(), "local has no turn")]
+    ("turn", "why"),
+    [("name:tour", "is not a turn's id"), ("7BB61A6C-412B-5A7A-BEFF-D4FB52AEF883", "local has no turn")],
 )
 def test_what_is_typed_for_a_turn_is_looked_at(on: Scene, turn: str, why: str) -> None:
     for command in ("receipt", "rerun"):
