@@ -44,7 +44,7 @@ async def test_one_curl_streams_a_real_model_s_answer(up: Up) -> None:
 
 async def test_the_websocket_client_holds_a_conversation_of_three_turns(up: Up, tmp_path: Path) -> None:
     client = block(README, "python", "websockets.connect")
-    assert len([line for line in client.splitlines() if line]) <= 17
+    assert len([line for line in client.splitlines() if line]) <= 15
     await run(up, "bash", "-ec", at(up, block(README, "sh", "curl")).splitlines()[0])
     script = tmp_path / "chat.py"
     script.write_text(at(up, client))
