@@ -32,6 +32,8 @@ TOKENS_PER_WIDE_CHAR = 1
 TOKENS_PER_MESSAGE = 6
 # The oldest message shown moves in steps: a front that moves at every turn voids the server's prefix cache every time.
 FRONT_STEP = 8
+# The model in a context that is recorded for a turn of a restored log, where nobody is left to say which it was.
+UNKNOWN_MODEL = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from contracts.events import AnswerCancelled, AnswerCompleted, AnswerFailed, Ans
 from contracts.queries import PAGE_BYTES
 from contracts.receipts import Attempt, End, Receipt, RecordedEvent, ShownMessage
 from contracts.turns import encode_context
-from services.history.context import Plan, render, texts_of
+from services.history.context import UNKNOWN_MODEL, Plan, render, texts_of
 from services.history.views.fold import Recorded
 
 
@@ -45,6 +45,14 @@ class Evidence:
         data = self.events[-1].event.data
         return data if isinstance(data, AnswerCompleted | AnswerFailed | AnswerCancelled) else None
 
+    @property
+    def model(self) -> str:
+        """The context's; where that was assembled again for a restored log and nobody knew it, the one that the answer
+        says.
+        """
+        said = self.end.model if self.end is not None else None
+        return (said if self.context.model == UNKNOWN_MODEL else None) or self.context.model
+
     def rendered(self) -> list[dict[str, str]]:
         """The {role, content} list that the model was shown, from the log."""
         return render(self.plan, self.texts())
@@ -72,7 +80,7 @@ def receipt_of(found: Evidence, after: int = 0, page_bytes: int = PAGE_BYTES) ->
         session_id=event.session_id,
         turn_id=str(event.turn_id),
         answer_id=found.answer_id,
-        model=context.model,
+        model=found.model,
         digest=context.digest,
         system=found.plan.system,
         messages=page,

@@ -11,16 +11,13 @@ import structlog
 from contracts.envelope import Event
 from contracts.events import AnswerCompleted, ContextAssembled
 from contracts.turns import encode_context
-from services.history.context import Plan, choose, context_data, recorded_plan, render, texts_of
+from services.history.context import UNKNOWN_MODEL, Plan, choose, context_data, recorded_plan, render, texts_of
 from services.history.draft import CoreFailed, Draft, Situation
 from services.history.effects import Queue
 from services.history.scheduler import OpenTurn, Scheduler
 from services.history.session import Session, Turn
 
 log = structlog.get_logger(__name__)
-
-# The model in a context that is recorded for a turn of a restored log, where nobody is left to say which it was.
-UNKNOWN_MODEL = "unknown"
 
 
 class Room:

@@ -78,7 +78,9 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 @app.callback(invoke_without_command=True)
 def chatlog(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
-    """Chatlog: a chat backend whose conversations are a log. Every setting is a flag too: --gateway-port 8800."""
+    """Chatlog: a chat backend whose conversations are a log. Every setting is a flag of a command, too: chatlog up
+    --gateway-port 8800.
+    """
     if version:
         console.print(VERSION)
         raise typer.Exit

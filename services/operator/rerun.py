@@ -50,7 +50,7 @@ def rerun(
         fail("the texts in the log are not what the model was shown (rendered_hash); `chatlog verify` says more")
     worker = _worker_settings(settings, flags)
     before = _before(found, model)
-    again = asyncio.run(_ask(worker, found, model, None if as_json else before))
+    again = asyncio.run(_ask(worker, found, model or found.receipt.model, None if as_json else before))
     if again.code is not None and not (again.thinking or again.text):
         fail(_nothing_said(again, worker))
     compared = compare(_said(found.end), (again.thinking, again.text))
@@ -62,7 +62,7 @@ def rerun(
     sys.exit(0 if again.code is None else 1)
 
 
-async def _ask(worker: InferenceSettings, found: FoundTurn, model: str | None, before: Iterator[str] | None) -> Rerun:
+async def _ask(worker: InferenceSettings, found: FoundTurn, model: str, before: Iterator[str] | None) -> Rerun:
     """The new answer. before: is printed once the model speaks, and then what it says; None: nothing is."""
     from services.inference.rerun import rerun as ask
 

@@ -207,3 +207,18 @@ async def test_a_large_one_comes_in_pages(on: Scene) -> None:
     beyond = await receipt(on, said, after=1000)
     assert beyond is not None
     assert (beyond.messages, beyond.next) == ([], None)
+
+
+async def test_of_a_context_that_was_made_again_the_answer_names_the_model(on: Scene) -> None:
+    """A restored log meets an answer whose context it never had, before a worker has said which models there are."""
+    session_id, on.model = begin(on), None
+    said = message(session_id, "which one?")
+    on.take(said, catching_up=True)
+    on.claim(said, new_id(), catching_up=True)
+    found = await receipt(on, said)
+    assert found is not None
+    assert found.model == "unknown"
+    on.take(completed(session_id, str(said.turn_id), text="this one"), catching_up=True)
+    found = await receipt(on, said)
+    assert found is not None
+    assert (found.model, found.end and found.end.model) == (MODEL, MODEL)
