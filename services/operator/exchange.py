@@ -54,7 +54,10 @@ def export(
     output: Output = None,
     force: Force = False,
 ) -> None:
-    """Write a session, or all of a user's, as JSON Lines of events or as Markdown, while the stack runs or not."""
+    """Write a session, or all of a user's, as JSON Lines of events or as Markdown, while the stack runs or not.
+
+    Of a damaged log, too; but then it ends with 1.
+    """
     from services.history.tools import export as tool
 
     log = load_all(parse_flags(context.args)).operator.data_dir.absolute() / "log.db"
@@ -64,6 +67,7 @@ def export(
     try:
         with tool.opened(log, user) as source:
             chosen = _chosen(source, session)
+            damaged = source.damaged
             with _written(output) as file:
                 done = write(source, chosen, file.write)
                 if session is not None and not done.sessions:
@@ -71,6 +75,9 @@ def export(
     except tool.ExportFailed as error:
         _fail(str(error))
     typer.echo(_exported(done), err=True)
+    if damaged:
+        first = f"{len(damaged)} of these events are not what was recorded, first that at position {damaged[0]}"
+        _fail(f"{first}; `chatlog verify` says more")
 
 
 def import_file(

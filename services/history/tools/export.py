@@ -7,6 +7,7 @@ write to the log: it reads one snapshot of it, whether the stack runs or not.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,11 +49,14 @@ class Exported:
 
 
 class Source:
-    """One snapshot of a user's part of the log."""
+    """One snapshot of a user's part of the log. damaged: the positions of the events read so far whose bytes are not
+    those that were recorded.
+    """
 
     def __init__(self, connection: sqlite3.Connection, user_id: str) -> None:
         self._connection = connection
         self.user_id = user_id
+        self.damaged: list[int] = []
 
     def sessions(self) -> Iterator[str]:
         rows = self._connection.execute(
@@ -76,12 +80,15 @@ class Source:
         return settled, last
 
     def events(self, session_id: str, until: int) -> Iterator[EventLine]:
-        rows = self._connection.execute(
-            "SELECT version, recorded_at, body FROM events"
+        for position, body_hash, *line in self._connection.execute(
+            "SELECT position, body_hash, version, recorded_at, body FROM events"
             " WHERE user_id = ? AND session_id = ? AND version <= ? ORDER BY version",
             (self.user_id, session_id, until),
-        )
-        return (EventLine(*row) for row in rows)
+        ):
+            event = EventLine(*line)
+            if hashlib.sha256(event.body).digest() != body_hash:
+                self.damaged.append(position)
+            yield event
 
 
 @contextmanager
