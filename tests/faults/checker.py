@@ -92,19 +92,26 @@ def _one_end_per_turn(found: Evidence) -> Iterator[Violation]:
 
 
 def _attempts_in_order(found: Evidence) -> Iterator[Violation]:
+    """An end is the latest attempt's; or of an earlier one, from before the latest began: a history that catches up
+    believes the first end that it meets, and the claim behind it may have come first.
+    """
     ended: set[str] = set()
     attempts: dict[str, int] = defaultdict(int)
+    began: dict[str, str] = {}
     for place, row in enumerate(found.rows, start=1):
         if row.position != place:
             yield Violation("P2", f"position {row.position} where {place} should be")
         if row.type == "answer_started":
             attempts[row.turn_id] += 1
+            began[row.turn_id] = row.event.get("occurred_at", "")
             if row.turn_id in ended or row.event["data"]["attempt"] != attempts[row.turn_id]:
                 yield Violation("P2", f"turn {row.turn_id}: attempt {row.event['data']['attempt']} out of order")
         elif row.type in TERMINALS:
             ended.add(row.turn_id)
-            if row.event["data"]["attempt"] != attempts[row.turn_id]:
-                yield Violation("P2", f"turn {row.turn_id} was ended by attempt {row.event['data']['attempt']}")
+            attempt, latest = row.event["data"]["attempt"], attempts[row.turn_id]
+            before = attempt < latest and row.event.get("occurred_at", "") < began[row.turn_id]
+            if attempt != latest and not before:
+                yield Violation("P2", f"turn {row.turn_id} was ended by attempt {attempt}")
 
 
 def _chain_is_unbroken(found: Evidence) -> Iterator[Violation]:

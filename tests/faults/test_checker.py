@@ -103,6 +103,14 @@ def test_an_end_of_another_attempt_is_found() -> None:
     assert promises([], [*LOG[:4], event("answer_completed", "e5", attempt=2, text="")]) == {"P2"}
 
 
+@pytest.mark.parametrize(("at", "found"), [("10:00:09", {"P2"}), ("10:00:04", set())])
+def test_an_end_of_an_earlier_attempt_is_one_from_before_the_latest(at: str, found: set[str]) -> None:
+    """The worker that was paused ended it too late; or history, which was away, met it late."""
+    second = {**event("answer_started", "e6", attempt=2), "occurred_at": "2026-11-20T10:00:05.000Z"}
+    end = {**LOG[4], "occurred_at": f"2026-11-20T{at}.000Z"}
+    assert promises([], [*LOG[:4], second, end]) == found
+
+
 def test_an_attempt_after_the_end_is_found() -> None:
     assert promises([], [*LOG, event("answer_started", "e6", attempt=2)]) == {"P2"}
 
