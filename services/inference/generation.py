@@ -70,12 +70,16 @@ class Generation:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._bounds.first_token_s
         tries = 0
+        before: ModelFailure | None = None
         while True:
             try:
                 return await self._try(Patience(deadline - loop.time(), self._bounds.between_tokens_s), said)
             except ModelFailure as failure:
                 tries += 1
-                trouble = Trouble(failure.code, failure.again, tries, failure.retry_after_s)
+                # A further try may have a moment only: that it came to nothing says less than what the server said.
+                cut_short = failure.code == "model_stalled" and not self._answer.begun
+                before = before if before is not None and cut_short else failure
+                trouble = Trouble(before.code, before.again, tries, before.retry_after_s)
             verdict = after_failure(trouble, begun=self._answer.begun, left_s=deadline - loop.time())
             log.warning("model_failed", code=trouble.code, tries=tries, verdict=type(verdict).__name__)
             if isinstance(verdict, Lost | Failed):
