@@ -138,6 +138,16 @@ async def test_before_the_first_piece_the_same_attempt_tries_again(tmp_path: Pat
     assert len(history.claims) == 1
 
 
+async def test_what_the_server_said_is_kept_where_the_time_cuts_a_further_try(tmp_path: Path) -> None:
+    async with stage(tmp_path) as (b, history, server), worker(b, server, first_token_s=2.0):
+        history.attempts = 1
+        await server.control.fault("status", row="proxy_502")
+        await server.control.fault("hang", nth=1)
+        end = await history.ended(await history.queue_turn())
+    assert isinstance(end.data, AnswerFailed)
+    assert end.data.code == "model_error"
+
+
 @pytest.mark.parametrize(("row", "code"), [("not_found", "model_not_found"), ("too_long", "context_too_long")])
 async def test_a_refused_request_fails_the_turn_at_once(tmp_path: Path, row: str, code: str) -> None:
     async with stage(tmp_path) as (b, history, server), worker(b, server):
