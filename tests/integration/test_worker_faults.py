@@ -139,10 +139,10 @@ async def test_before_the_first_piece_the_same_attempt_tries_again(tmp_path: Pat
 
 
 async def test_what_the_server_said_is_kept_where_the_time_cuts_a_further_try(tmp_path: Path) -> None:
-    async with stage(tmp_path) as (b, history, server), worker(b, server, first_token_s=2.0):
+    async with stage(tmp_path) as (b, history, server), worker(b, server, first_token_s=5.0):
         history.attempts = 1
         await server.control.fault("status", row="proxy_502")
-        await server.control.fault("hang", nth=1)
+        await server.control.fault("hang", nth=2)
         end = await history.ended(await history.queue_turn())
     assert isinstance(end.data, AnswerFailed)
     assert end.data.code == "model_error"
