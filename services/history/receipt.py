@@ -50,8 +50,9 @@ class Evidence:
         """The context's; where that was assembled again for a restored log and nobody knew it, the one that the answer
         says.
         """
-        said = self.end.model if self.end is not None else None
-        return (said if self.context.model == UNKNOWN_MODEL else None) or self.context.model
+        if self.context.model == UNKNOWN_MODEL and self.end is not None and self.end.model is not None:
+            return self.end.model
+        return self.context.model
 
     def rendered(self) -> list[dict[str, str]]:
         """The {role, content} list that the model was shown, from the log."""

@@ -33,9 +33,7 @@ def verify(context: typer.Context, views: Views = False, as_json: AsJson = False
         with _progress(shown=sys.stderr.isatty() and not as_json) as told:
             report = check(folder, told, views=views)
     except VerifyFailed as error:
-        log = folder / "log.db"
-        empty = log.is_file() and not log.stat().st_size
-        sys.stderr.write(f"chatlog: {f'{log} is an empty file' if empty else error}\n")
+        sys.stderr.write(f"chatlog: {error}\n")
         sys.exit(1)
     if as_json:
         typer.echo(json.dumps(values(report)))

@@ -166,7 +166,8 @@ def _head_of(path: Path, findings: Findings) -> tuple[int, bytes]:
         with _open(path) as connection:
             row = connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
     except sqlite3.DatabaseError as error:
-        raise VerifyFailed(f"{path} cannot be read: {error}") from error
+        why = f"cannot be read: {error}" if path.stat().st_size else "is an empty file"
+        raise VerifyFailed(f"{path} {why}") from error
     return row or (0, FIRST_HASH)
 
 
