@@ -35,7 +35,7 @@ from services.operator.replay import replay
 from services.operator.rerun import rerun
 from services.operator.running import AskFailed, folder_of, on_bus, on_history
 from services.operator.sessions import show_session
-from services.operator.settings import load_all, parse_flags
+from services.operator.settings import StackSettings, load_all, parse_flags
 from services.operator.stack import DOWN_S
 from services.operator.verify import verify
 from services.runtime import logs, streams
@@ -196,8 +196,7 @@ def create_key(
         typer.echo(f"key {record.key_id} of {record.user_id}; it is shown this once", err=True)
         typer.echo(key)
 
-    _on_keys(context, make)
-    if load_all(parse_flags(context.args)).operator.auth == "open":
+    if _on_keys(context, make).operator.auth == "open":
         typer.echo("no gateway asks for a key before it runs with CHATLOG_AUTH=keys; here it is open", err=True)
 
 
@@ -225,7 +224,8 @@ def revoke_key(context: typer.Context, key_id: Annotated[str, typer.Argument(met
     _on_keys(context, end)
 
 
-def _on_keys(context: typer.Context, work: Callable[[Bus], Coroutine[Any, Any, None]]) -> None:
+def _on_keys(context: typer.Context, work: Callable[[Bus], Coroutine[Any, Any, None]]) -> StackSettings:
+    """The settings that it was done with."""
     from services.operator.keys import KeysRefused
 
     settings = load_all(parse_flags(context.args))
@@ -234,6 +234,7 @@ def _on_keys(context: typer.Context, work: Callable[[Bus], Coroutine[Any, Any, N
         asyncio.run(on_bus(settings, folder_of(settings), lambda bus, _system: work(bus)))
     except KeysRefused as error:
         _fail(str(error), 1)
+    return settings
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
